@@ -1,0 +1,1 @@
+"""Benchmarks: each checks against the reference before it times."""

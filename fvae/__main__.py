@@ -1,0 +1,5 @@
+"""``python -m fvae`` is the ``fvae`` command."""
+
+from fvae.cli import main
+
+main()

@@ -1,0 +1,109 @@
+"""Checkpoints: one safetensors file with weights, optimizer state, seed and step.
+
+Nothing is pickled. The file's metadata holds the configuration that made it.
+"""
+
+import json
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from fvae import nets
+from fvae.config import TrainConfig
+from fvae.errors import UserError
+from fvae.files import write_atomically
+
+NAME = "checkpoint.safetensors"
+_FORMAT = "1"
+
+#: Settings that may differ between a run and its continuation.
+RESUMABLE = ("steps", "device", "checkpoint_every", "log_every")
+
+
+def save(run: Path, tensors: dict[str, Tensor], config: TrainConfig) -> None:
+    """Write the run's checkpoint, whole or not at all.
+
+    Raises:
+        OSError: the folder is read-only or the disk is full.
+    """
+    # safetensors refuses non-contiguous tensors: channels_last weights are written row-major.
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    metadata = {"format": _FORMAT, "config": json.dumps(json.loads(config.to_json()))}
+    write_atomically(run / NAME, safetensors.torch.save(plain, metadata))
+
+
+def read(run: Path, config: TrainConfig) -> dict[str, Tensor]:
+    """Read a run's checkpoint, checked against the run's configuration.
+
+    Raises:
+        UserError: the file is missing, cut short, or of another configuration.
+    """
+    path = run / NAME
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {run} is not a run folder made by `fvae train`")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: cut short or damaged ({error}); restore a copy or train again"
+        ) from None
+    if metadata.get("format") != _FORMAT or "config" not in metadata:
+        raise UserError(f"{path}: not a checkpoint of this version of fvae; train again")
+    made_by = json.loads(metadata["config"])
+    for name, value in json.loads(config.to_json()).items():
+        if name not in RESUMABLE and made_by.get(name) != value:
+            raise UserError(
+                f"{path}: was made with {name} = {made_by.get(name)!r}, but"
+                f" {run / 'config.json'} says {value!r}; put back the one that belongs to it"
+            )
+    return tensors
+
+
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path) -> None:
+    """Copy the tensors ``prefix + parameter name`` into a module, keeping its memory formats.
+
+    Raises:
+        UserError: a tensor is missing or has another shape.
+    """
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            value = tensors.get(prefix + name)
+            if value is None or value.shape != parameter.shape:
+                found = "missing" if value is None else f"of shape {list(value.shape)}"
+                raise UserError(
+                    f"{path}: {prefix + name} is {found}, expected {list(parameter.shape)};"
+                    " it belongs to another configuration"
+                )
+            parameter.copy_(value)
+
+
+def load(run: str | Path, device: torch.device | str = "cpu") -> nets.VAE:
+    """Return the trained model of a run folder, in eval mode.
+
+    Args:
+        run: a folder written by ``fvae train``.
+        device: where to put the weights.
+
+    Returns:
+        model with ``encode(x [B, C, H, W] in 0..1) -> (mu, logvar)``, each ``[B, d]``, and
+        ``decode(z) -> logits [B, C, H, W]``.
+
+    Raises:
+        UserError: not a run folder, or its checkpoint is missing, cut short or of another
+            configuration.
+    """
+    run = Path(run)
+    config = TrainConfig.from_file(run / "config.json")
+    tensors = read(run, config)
+    first = tensors.get("vae.encoder.0.weight")
+    if first is None:
+        raise UserError(f"{run / NAME}: holds no encoder; it belongs to another configuration")
+    vae, _ = nets.build(config, first.shape[1])
+    load_weights(vae, tensors, "vae.", run / NAME)
+    vae.requires_grad_(False)
+    return vae.to(device, memory_format=torch.channels_last).eval()

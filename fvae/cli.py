@@ -1,0 +1,353 @@
+"""The ``fvae`` command, made from the configuration dataclasses."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from fvae.config import TrainConfig
+from fvae.errors import UserError
+
+_stderr = Console(stderr=True, highlight=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(TrainConfig):
+    """Train a model and write a run folder: configuration, log, checkpoint, report."""
+
+    out: Path | None = None
+    """Run folder to make; None is runs/OBJECTIVE-seedN."""
+    resume: Path | None = None
+    """Run folder to continue; its config.json gives every setting, and only --steps (to a larger
+    number), --device, --checkpoint-every and --log-every may be given besides."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Score a run: FactorVAE metric, Higgins' metric, MIG, SAP and DCI on the same codes."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    protocol: str = "kim2018"
+    """kim2018, locatello2019, or exhaustive (every image, no random numbers; FactorVAE metric
+    only). Scores of different protocols are not comparable."""
+    seed: int = 0
+    """Seed of the metrics' random numbers."""
+    json: bool = False
+    """Print JSON with every constant of the protocol and the votes, instead of a table."""
+    device: str = "auto"
+    """Where to encode: auto, cpu or cuda."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Write the run's report.html: curves, scores, reconstructions, traversals."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Traverse:
+    """Write latent traversals as traversal.png and traversal.gif."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    out: Path | None = None
+    """Folder for the two files; None is the run folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Load a data set once (rendering or converting it into the cache) and describe it."""
+
+    source: tyro.conf.Positional[str] = "dsprites"
+    """"dsprites", or the path of a published .npz or .h5 file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Doctor:
+    """Say what this machine has and which backend each op will use."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exit with 0, 2 for a user's mistake, or 128 + a signal's number."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        command = _parse(arguments)
+        status = _COMMANDS[type(command)](command)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        # Full disk, read-only folder: the system names the cause, the file name the thing.
+        thing = error.filename or "the output folder"
+        _fail(f"{thing}: {error.strerror or error}; free the space or name another folder")
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+def _fail(message: str) -> None:
+    print("fvae: error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse(arguments: list[str]):
+    base, resumed = Train(), None
+    if arguments[:1] == ["train"]:
+        resumed = _option(arguments, "--resume")
+        if resumed is not None:
+            config = TrainConfig.from_file(Path(resumed) / "config.json")
+            base = Train(**dataclasses.asdict(config), resume=Path(resumed))
+    train = Annotated[Train, tyro.conf.subcommand("train", default=base)]
+    commands = train
+    for kind in (Eval, Report, Traverse, Data, Doctor):
+        commands |= Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())]
+    # tyro prints an error as a box of several lines; people's scripts want one.
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            command = tyro.cli(
+                commands,
+                prog="fvae",
+                description="Train, score and look at FactorVAE and its baselines.",
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_one_line(errors.getvalue())) from None
+    if resumed is not None:
+        _check_resume(base, command)
+    return command
+
+
+def _option(arguments: list[str], name: str) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument == name and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(name + "="):
+            return argument[len(name) + 1 :]
+    return None
+
+
+def _one_line(box: str) -> str:
+    rows = [re.sub(r"^\s*│|│\s*$", "", row).strip() for row in box.splitlines()]
+    kept = [row for row in rows if row and not re.match(r"^[╭╰─]", row)]
+    text = " ".join(kept)
+    # The help text of the option, repeated, is what --help is for.
+    text = re.sub(r"Argument helptext:.*?(?=For full helptext)", "", text)
+    return re.sub(r"For full helptext, (?:run|see) (.*--help).*", r"see `\1`", text)
+
+
+def _check_resume(base: Train, command: Train) -> None:
+    from fvae.checkpoint import RESUMABLE
+
+    for field in dataclasses.fields(Train):
+        given, kept = getattr(command, field.name), getattr(base, field.name)
+        option = "--" + field.name.replace("_", "-")
+        if given != kept and field.name not in RESUMABLE:
+            raise UserError(
+                f"{option} {given}: cannot be given with --resume, the run has {kept};"
+                " leave it out, or train a new run"
+            )
+    if command.steps < base.steps:
+        raise UserError(
+            f"--steps {command.steps}: the run was made for {base.steps}; it can only be raised"
+        )
+
+
+# --- commands: each returns the exit status ----------------------------------------------------
+
+
+def _config_of(command: Train) -> TrainConfig:
+    names = [f.name for f in dataclasses.fields(TrainConfig)]
+    return TrainConfig(**{name: getattr(command, name) for name in names})
+
+
+def _load_data(source: str):
+    from fvae import data
+
+    return data.load(source, progress=_stderr.is_terminal)
+
+
+def _train(command: Train) -> int:
+    from fvae import report, train
+    from fvae.files import write_atomically
+
+    config = _config_of(command)
+    if command.backend is not None:
+        _check_backend(command.backend)
+    if command.resume is not None:
+        run = command.resume
+        config = train.settle(config)
+        write_atomically(run / train.CONFIG_NAME, config.to_json())
+        store = _load_data(config.data)
+    else:
+        run = command.out or Path("runs") / f"{config.objective}-seed{config.seed}"
+        train.check_free(run)
+        store = _load_data(config.data)
+        config = train.create_run(config, run)
+    with _Progress(config.steps) as progress:
+        signal_number = train.train(config, store, run, progress.on_log, progress.on_step)
+    if signal_number:
+        print(f"stopped; continue with: fvae train --resume {run}", file=sys.stderr)
+        return 128 + signal_number
+    print(report.write_report(run, store))
+    return 0
+
+
+def _check_backend(name: str) -> None:
+    from fvae import ops
+
+    if name not in ops.BACKENDS:
+        raise UserError(f"--backend {name}: expected one of {', '.join(ops.BACKENDS)}")
+
+
+def _eval(command: Eval) -> int:
+    from fvae import evaluate
+    from fvae.device import resolve_device
+
+    config = TrainConfig.from_file(command.run / "config.json")
+    device = resolve_device(command.device)
+    store = _load_data(config.data)
+    with _stderr.status("encoding") as status:
+        result = evaluate.evaluate(
+            command.run,
+            store,
+            command.protocol,
+            command.seed,
+            device,
+            lambda done, total: status.update(f"encoding {done:,} of {total:,} images"),
+        )
+    if command.json:
+        print(json.dumps(result, indent=2))
+    else:
+        Console().print(_score_table(result))
+    return 0
+
+
+def _score_table(result: dict) -> Table:
+    table = Table(title=f"protocol {result['protocol']}, seed {result['seed']}")
+    table.add_column("metric")
+    table.add_column("score", justify="right")
+    table.add_column("note")
+    for name in ("factor_vae", "beta_vae", "mig", "sap", "dci"):
+        score = result[name]["score"]
+        shown = "-" if score is None else f"{score:.3f}"
+        table.add_row(name, shown, result[name].get("note") or "")
+    votes = Table(title="votes: rows are latents that varied least, columns the fixed factor")
+    votes.add_column("")
+    for factor in result["factor_vae"]["factor_names"]:
+        votes.add_column(factor, justify="right")
+    for dim, row in enumerate(result["factor_vae"]["votes"]):
+        votes.add_row(f"z{dim}", *map(str, row))
+    both = Table.grid()
+    both.add_row(table)
+    both.add_row(votes)
+    return both
+
+
+def _report(command: Report) -> int:
+    from fvae import report
+
+    config = TrainConfig.from_file(command.run / "config.json")
+    print(report.write_report(command.run, _load_data(config.data)))
+    return 0
+
+
+def _traverse(command: Traverse) -> int:
+    from fvae import report
+
+    config = TrainConfig.from_file(command.run / "config.json")
+    for path in report.write_traversals(command.run, _load_data(config.data), command.out):
+        print(path)
+    return 0
+
+
+def _data(command: Data) -> int:
+    from fvae import data
+
+    store = _load_data(command.source)
+    table = Table(title=store.name, show_header=False)
+    shape = " x ".join(map(str, store.image_shape))
+    table.add_row("images", f"{len(store):,} of {shape}, {'binary' if store.binary else 'bytes'}")
+    table.add_row("in memory", f"{store.nbytes / 1e6:.0f} MB")
+    for name, size in zip(store.factor_names, store.factor_sizes, strict=True):
+        table.add_row(f"factor {name}", f"{size} values")
+    table.add_row("cache folder", str(data.cache_folder()))
+    Console().print(table)
+    return 0
+
+
+def _doctor(_: Doctor) -> int:
+    from fvae.doctor import diagnose
+
+    width = max(len(name) for name, _ in diagnose())
+    for name, finding in diagnose():
+        print(f"{name:<{width}}  {finding}")
+    return 0
+
+
+_COMMANDS = {
+    Train: _train,
+    Eval: _eval,
+    Report: _report,
+    Traverse: _traverse,
+    Data: _data,
+    Doctor: _doctor,
+}
+
+
+class _Progress:
+    """A progress bar with steps/s, losses and remaining time; plain lines where no terminal is."""
+
+    def __init__(self, steps: int) -> None:
+        from rich import progress
+
+        self.steps, self.next_line = steps, 0
+        self.bar = progress.Progress(
+            progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            progress.BarColumn(),
+            progress.TextColumn("{task.fields[rate]}"),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[losses]}"),
+            console=_stderr,
+            refresh_per_second=2,
+            disable=not _stderr.is_terminal,
+        )
+        self.task = self.bar.add_task("train", total=steps, rate="", losses="")
+
+    def __enter__(self) -> "_Progress":
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.__exit__(*error)
+
+    def on_step(self, done: int) -> None:
+        if _stderr.is_terminal:
+            self.bar.update(self.task, completed=done)
+
+    def on_log(self, line: dict) -> None:
+        names = ("recon", "kl", "tc", "disc_accuracy")
+        losses = "  ".join(f"{n} {line[n]:.3g}" for n in names if n in line)
+        speed = self.bar.tasks[0].speed
+        rate = f"{speed:.1f} steps/s" if speed else ""
+        if _stderr.is_terminal:
+            self.bar.update(self.task, losses=losses, rate=rate)
+        elif line["step"] >= self.next_line or line["step"] == self.steps:
+            self.next_line = line["step"] + self.steps / 20
+            print(
+                f"step {line['step']}/{self.steps}  {line['seconds']:.0f} s  {losses}",
+                file=sys.stderr,
+            )

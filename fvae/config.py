@@ -1,0 +1,136 @@
+"""Every setting of a training run: the only place where a hyperparameter has a default.
+
+The command line is made from these fields: a field's docstring is its help text.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fvae.errors import UserError
+
+Objective = Literal["vae", "beta-vae", "factor-vae"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run; written to the run folder as ``config.json``.
+
+    Numbers from Kim & Mnih 2018 unless a field says otherwise.
+    """
+
+    objective: Objective = "factor-vae"
+    """What to minimise: reconstruction + KL (vae), + beta KL (beta-vae), or + KL + gamma TC
+    (factor-vae)."""
+    data: str = "dsprites"
+    """Data set: "dsprites" (rendered here), or the path of a published dsprites .npz or
+    3dshapes .h5 file."""
+    gamma: float = 35.0
+    """Weight of the total correlation (factor-vae only). 35 was best on 2D Shapes."""
+    beta: float = 4.0
+    """Weight of the KL (beta-vae only). Best on 2D Shapes, from memory of the paper."""
+    warmup_steps: int = 0
+    """Steps over which gamma or beta grows linearly from 0 to its value."""
+    steps: int = 300_000
+    """Training steps; the paper's number for 2D Shapes (from memory)."""
+    batch_size: int = 64
+    """Images in a batch; factor-vae draws a second batch of this size for the permuted codes."""
+    latent_dim: int = 10
+    """Latent dimensions d."""
+    learning_rate: float = 1e-4
+    """Adam's learning rate of encoder and decoder (betas .9, .999)."""
+    disc_learning_rate: float = 1e-4
+    """Adam's learning rate of the discriminator (betas .5, .9)."""
+    disc_units: int = 1000
+    """Units of each hidden layer of the discriminator."""
+    disc_hidden_layers: int = 6
+    """Hidden layers of the discriminator; six, or five as some read the paper's "6 layer MLP"."""
+    conv_channels: tuple[int, int, int, int] = (32, 32, 64, 64)
+    """Channels of the encoder's four convolutions; the decoder mirrors them."""
+    hidden_units: int = 128
+    """Units of the fully connected layer of encoder and decoder; the paper takes 256 on sets
+    other than 2D Shapes."""
+    seed: int = 0
+    """Seed of the initial weights and of every random number of the run."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a CUDA device if there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the networks; auto takes bf16 where the processor computes it in hardware."""
+    backend: str | None = None
+    """Force one backend of the ops; None picks by device."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    log_every: int = 50
+    """Steps between lines of log.jsonl; each line holds means over the interval."""
+
+    def __post_init__(self) -> None:
+        """Check every field; raise a UserError that names the first bad one."""
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if not value > 0 or not math.isfinite(value):
+                raise UserError(f"--{name.replace('_', '-')}: got {value}, expected more than 0")
+        for name in ("gamma", "beta", "warmup_steps"):
+            value = getattr(self, name)
+            if not value >= 0 or not math.isfinite(value):
+                raise UserError(f"--{name.replace('_', '-')}: got {value}, expected 0 or more")
+        if len(self.conv_channels) != 4 or min(self.conv_channels) < 1:
+            raise UserError(
+                f"--conv-channels: got {self.conv_channels}, expected four positive numbers"
+            )
+        for name in ("objective", "device", "precision"):
+            known = _CHOICES[name]
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"--{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}"
+                )
+
+    def to_json(self) -> str:
+        """Return the settings as JSON, a line each."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_file(cls, path: Path) -> "TrainConfig":
+        """Read the settings back from a ``config.json``.
+
+        Raises:
+            UserError: the file is missing, is not JSON, or holds a setting that does not exist.
+        """
+        try:
+            fields = json.loads(path.read_text())
+            fields["conv_channels"] = tuple(fields["conv_channels"])
+            return cls(**fields)
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: no such file; {path.parent} is not a run folder made by `fvae train`"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise UserError(f"{path}: {error}") from None
+            raise UserError(
+                f"{path}: not a readable configuration ({error}); restore it or train again"
+            ) from None
+
+
+_POSITIVE = (
+    "steps",
+    "batch_size",
+    "latent_dim",
+    "learning_rate",
+    "disc_learning_rate",
+    "disc_units",
+    "disc_hidden_layers",
+    "hidden_units",
+    "checkpoint_every",
+    "log_every",
+)
+_CHOICES = {
+    "objective": ("vae", "beta-vae", "factor-vae"),
+    "device": ("auto", "cpu", "cuda"),
+    "precision": ("auto", "fp32", "bf16"),
+}
+
+VAE_BETAS = (0.9, 0.999)
+DISC_BETAS = (0.5, 0.9)

@@ -1,0 +1,60 @@
+"""What this machine has, and which backend each op will use."""
+
+import importlib.util
+import platform
+import shutil
+
+import torch
+
+from fvae import data, ops
+from fvae.device import has_fast_bf16
+
+
+def diagnose() -> list[tuple[str, str]]:
+    """Return (thing, finding) pairs: versions, devices, compilers, the data cache, the ops."""
+    cpu = torch.device("cpu")
+    name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+    bf16 = "bf16 in hardware" if has_fast_bf16(cpu) else "no bf16 in hardware: trains in fp32"
+    rows = [
+        ("python", platform.python_version()),
+        ("torch", torch.__version__),
+        ("triton", _triton()),
+        ("cpu", f"{name}, {torch.get_num_threads()} threads, {bf16}"),
+        ("cuda", _cuda()),
+        ("c++ compiler", _first("c++", "g++", "clang++")),
+        ("nvcc", _first("nvcc")),
+        ("extension fvae._C", "built" if importlib.util.find_spec("fvae._C") else "not built"),
+        ("data cache", str(data.cache_folder())),
+    ]
+    entries = data.cache_entries()
+    rows += [(f"  {e.name}", f"{e.size / 1e6:.0f} MB") for e in entries]
+    if not entries:
+        rows.append(("", "empty: the first use of dsprites renders it"))
+    for op in ops.OPS:
+        used = [f"{d}: {ops.backend_of(op, d)}" for d in _device_types()]
+        rows.append((op, ", ".join(used)))
+    return rows
+
+
+def _device_types() -> list[str]:
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def _triton() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "not installed"
+    import triton
+
+    return triton.__version__
+
+
+def _cuda() -> str:
+    if torch.version.cuda is None:
+        return "none: this torch is a CPU build"
+    if not torch.cuda.is_available():
+        return f"torch is built for CUDA {torch.version.cuda}, but no device is visible"
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+
+
+def _first(*names: str) -> str:
+    return next((path for path in map(shutil.which, names) if path), "not found")

@@ -1,0 +1,119 @@
+"""Score a run: encode what the protocol reads, once, and take every metric from the same codes."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fvae import checkpoint, metrics
+from fvae.data import Store
+from fvae.errors import UserError
+from fvae.files import write_atomically
+from fvae.nets import VAE
+
+_CHUNK = 512
+
+
+def encode(
+    model: VAE,
+    store: Store,
+    indices: torch.Tensor,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean codes of some images, and the mean KL of each latent dimension over them.
+
+    Args:
+        model: the trained model; its device is where the work is done.
+        store: the data set.
+        indices: int64 ``[n]``.
+        on_progress: called with the number of images done.
+
+    Returns:
+        mu, float32 ``[n, d]`` on the CPU, and kl, float64 ``[d]``, nats.
+    """
+    device = next(model.parameters()).device
+    codes = torch.empty(len(indices), model.latent_dim)
+    kl = torch.zeros(model.latent_dim, dtype=torch.float64)
+    scale = 1.0 if store.binary else 1 / 255
+    with torch.inference_mode():
+        for start in range(0, len(indices), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            x = store.images(indices[rows]).to(device, torch.float32) * scale
+            mu, logvar = model.encode(x.contiguous(memory_format=torch.channels_last))
+            codes[rows] = mu.cpu()
+            kl += (0.5 * (mu * mu + torch.expm1(logvar) - logvar)).double().sum(0).cpu()
+            on_progress(min(start + _CHUNK, len(indices)))
+    return codes, kl / len(indices)
+
+
+def evaluate(
+    run: Path,
+    store: Store,
+    protocol: str = "kim2018",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict:
+    """Score a run under a protocol, and keep the result as ``eval-<protocol>.json`` in its folder.
+
+    Args:
+        run: a run folder.
+        store: the data set it was trained on, with factors.
+        protocol: a name in ``fvae.metrics.PROTOCOLS``.
+        seed: of every random number of the metrics.
+        device: where to encode.
+        on_progress: called with images encoded and their total.
+
+    Returns:
+        the contents of the file: scores, votes, protocol constants, seed and step.
+
+    Raises:
+        UserError: the set has no factors, the protocol does not exist, or the run cannot be read.
+    """
+    if not store.factor_sizes:
+        raise UserError(
+            f"{store.name}: has no ground-truth factors, so there is no disentanglement score;"
+            " `fvae report` shows reconstruction, TC and traversals"
+        )
+    if protocol not in metrics.PROTOCOLS:
+        raise UserError(
+            f"--protocol: got {protocol!r}, expected one of {', '.join(metrics.PROTOCOLS)}"
+        )
+    model = checkpoint.load(run, device)
+    sizes = store.factor_sizes
+    # `exhaustive` reads every image and draws nothing; the sampled metrics have no such form.
+    sampled = protocol != "exhaustive"
+    names = ("factor_vae", "beta_vae", "mig", "sap", "dci") if sampled else ("factor_vae",)
+    needed = torch.as_tensor(np.asarray(metrics.needed(sizes, names, protocol, seed)))
+    part, kl = encode(model, store, needed, lambda done: on_progress(done, len(needed)))
+    # NaN where nothing was encoded: a metric that read such a row would say so.
+    codes = torch.full((len(store), model.latent_dim), torch.nan)
+    codes[needed] = part
+
+    result: dict = {"protocol": protocol, "seed": seed, "images_encoded": len(needed)}
+    result["kl_dims"] = kl.tolist()
+    score = metrics.factor_vae_score(codes, sizes, protocol, seed, kl=kl)
+    result["factor_vae"] = _plain(score) | {"factor_names": list(store.factor_names)}
+    absent = {"score": None, "note": "draws random numbers; use kim2018 or locatello2019"}
+    result["beta_vae"] = (
+        _plain(metrics.beta_vae_score(codes, sizes, protocol, seed)) if sampled else absent
+    )
+    for name in ("mig", "sap", "dci"):
+        function = getattr(metrics, f"{name}_score")
+        result[name] = _plain(function(codes, sizes, seed)) if sampled else absent
+    write_atomically(run / f"eval-{protocol}.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _plain(value):
+    """Turn a result into what JSON can hold."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,133 @@
+"""Encoder, decoder and discriminator of Kim & Mnih 2018, for 64 x 64 images."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Slope of the discriminator's leaky ReLU for negative input.
+LEAKY_SLOPE = 0.2
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """Transposed convolution whose bias is added apart.
+
+    oneDNN's bf16 gradient of a transposed convolution's bias costs more than all the rest of the
+    layer's backward pass; as a separate addition it is a plain sum.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output, ``[B, out, 2H, 2W]``."""
+        y = F.conv_transpose2d(x, self.weight, None, self.stride, self.padding)
+        return y + self.bias.to(y.dtype)[:, None, None]
+
+
+class VAE(nn.Module):
+    """Encoder q(z|x) and decoder p(x|z) with Bernoulli pixels.
+
+    Four 4 x 4 convolutions of stride 2 and a fully connected layer with ReLU, then 2 d outputs;
+    the decoder mirrors them.
+
+    Args:
+        image_channels: C, 1 or 3.
+        latent_dim: d.
+        conv_channels: channels of the four convolutions.
+        hidden_units: units of the fully connected layer.
+
+    Source: Kim & Mnih 2018, appendix A.
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 1,
+        latent_dim: int = 10,
+        conv_channels: Sequence[int] = (32, 32, 64, 64),
+        hidden_units: int = 128,
+    ) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        c = [image_channels, *conv_channels]
+        encoder: list[nn.Module] = []
+        decoder: list[nn.Module] = []
+        for i in range(4):
+            encoder += [nn.Conv2d(c[i], c[i + 1], 4, 2, 1), nn.ReLU(inplace=True)]
+            decoder += [nn.ReLU(inplace=True), ConvTranspose2d(c[4 - i], c[3 - i], 4, 2, 1)]
+        flat = c[4] * 4 * 4
+        self.encoder = nn.Sequential(
+            *encoder,
+            nn.Flatten(),
+            nn.Linear(flat, hidden_units),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_units, 2 * latent_dim),
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_dim, hidden_units),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_units, flat),
+            nn.Unflatten(1, (c[4], 4, 4)),
+            *decoder,
+        )
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(z|x).
+
+        Args:
+            x: images in 0..1, ``[B, C, 64, 64]``.
+
+        Returns:
+            mu and logvar, each ``[B, d]`` float32.
+        """
+        mu, logvar = self.encoder(x).float().chunk(2, dim=1)
+        return mu, logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Pixel logits of p(x|z).
+
+        Args:
+            z: codes, ``[B, d]``.
+
+        Returns:
+            logits, ``[B, C, 64, 64]``; the pixel's mean is their sigmoid.
+        """
+        return self.decoder(z)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction logits from the mean code, with mu and logvar."""
+        mu, logvar = self.encode(x)
+        return self.decode(mu), mu, logvar
+
+
+class Discriminator(nn.Module):
+    """MLP from a code to two logits: 0 is "drawn from q(z)", 1 is "permuted".
+
+    Args:
+        latent_dim: d.
+        units: units of each hidden layer, leaky ReLU of slope 0.2.
+        hidden_layers: number of hidden layers.
+
+    Source: Kim & Mnih 2018, appendix A.
+    """
+
+    def __init__(self, latent_dim: int = 10, units: int = 1000, hidden_layers: int = 6) -> None:
+        super().__init__()
+        widths = [latent_dim] + [units] * hidden_layers + [2]
+        self.layers = nn.ModuleList(
+            nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the logits, ``[B, 2]``, of codes ``[B, d]``."""
+        for layer in self.layers[:-1]:
+            z = F.leaky_relu(layer(z), LEAKY_SLOPE)
+        return self.layers[-1](z)
+
+
+def build(config, image_channels: int) -> tuple[VAE, Discriminator | None]:
+    """Make the networks of a configuration; the weights depend on its seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        vae = VAE(image_channels, config.latent_dim, config.conv_channels, config.hidden_units)
+        if config.objective != "factor-vae":
+            return vae, None
+        return vae, Discriminator(config.latent_dim, config.disc_units, config.disc_hidden_layers)

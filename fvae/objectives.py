@@ -1,0 +1,91 @@
+"""vae, beta-vae and factor-vae: functions from a batch to named loss terms.
+
+Every term is a scalar of nats an image, but for ``kl_dims`` ``[d]`` and ``disc_accuracy`` (0 to
+1); ``loss`` is what to differentiate. The networks run under the caller's autocast; the losses
+are float32.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fvae import ops
+from fvae.nets import VAE
+from fvae.philox import Philox
+from fvae.two_players import two_players
+
+Terms = dict[str, Tensor]
+
+
+def _elbo_terms(model: VAE, x: Tensor, rng: Philox, backend: str | None) -> tuple[Terms, Tensor]:
+    mu, logvar = model.encode(x)
+    z, kl_dims = ops.reparameterize(mu, logvar, rng, backend)
+    recon = ops.bernoulli_nll(model.decode(z), x, backend)
+    return {"recon": recon, "kl": kl_dims.sum(), "kl_dims": kl_dims}, z
+
+
+def beta_vae(
+    model: VAE, x: Tensor, weight: Tensor | float, rng: Philox, backend: str | None = None
+) -> Terms:
+    """loss = recon + beta * kl; the vae is beta = 1.
+
+    Args:
+        model: encoder and decoder.
+        x: images in 0..1, ``[B, C, 64, 64]``.
+        weight: beta.
+        rng: noise of the step.
+        backend: backend of the ops.
+
+    Returns:
+        loss, recon, kl, kl_dims.
+
+    Source: Higgins et al. 2017, equation 4.
+    """
+    terms, _ = _elbo_terms(model, x, rng, backend)
+    return {"loss": terms["recon"] + weight * terms["kl"], **terms}
+
+
+def factor_vae(
+    model: VAE,
+    discriminator: nn.Module,
+    x: Tensor,
+    x_second: Tensor,
+    weight: Tensor | float,
+    rng: Philox,
+    backend: str | None = None,
+) -> Terms:
+    """loss = recon + kl + gamma * tc + disc_loss, for both players at once.
+
+    ``loss.backward()`` gives encoder and decoder the gradient of recon + kl + gamma tc, and the
+    discriminator that of disc_loss.
+
+    Args:
+        model: encoder and decoder.
+        discriminator: from codes to two logits; 0 is "drawn from q(z)", 1 is "permuted".
+        x: images in 0..1, ``[B, C, 64, 64]``, whose codes are class 0.
+        x_second: a second batch; its codes, permuted, are class 1.
+        weight: gamma.
+        rng: noise and permutations of the step.
+        backend: backend of the ops.
+
+    Returns:
+        loss, recon, kl, kl_dims, tc, disc_loss, disc_accuracy.
+
+    Source: Kim & Mnih 2018, Algorithm 2.
+    """
+    terms, z = _elbo_terms(model, x, rng, backend)
+    with torch.no_grad():
+        mu, logvar = model.encode(x_second)
+        z_second, _ = ops.reparameterize(mu, logvar, rng.at_lane(1), backend)
+        z_perm = ops.permute_dims(z_second, rng, backend)
+    tc, disc_loss, accuracy = two_players(discriminator, z, z_perm, backend)
+    loss = terms["recon"] + terms["kl"] + weight * tc + disc_loss
+    return {"loss": loss, **terms, "tc": tc, "disc_loss": disc_loss, "disc_accuracy": accuracy}
+
+
+def weight_at(value: float, warmup_steps: int) -> Callable[[int], float]:
+    """Return step -> weight, linear from 0 at step 0 to ``value`` at ``warmup_steps``."""
+    if not warmup_steps:
+        return lambda step: value
+    return lambda step: value * min(1.0, step / warmup_steps)

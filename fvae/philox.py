@@ -1,0 +1,203 @@
+"""Philox4x32-10: random numbers as a pure function of (key, counter).
+
+Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11. Every backend computes the
+same 32-bit words, so a draw made by a GPU kernel can be made again on a CPU.
+
+The 128-bit counter of a draw is ``(index, stream, step low, step high)``:
+
+* ``index`` numbers the groups of four words inside one draw (element ``i`` of a draw takes word
+  ``i % 4`` of group ``i // 4``);
+* ``stream`` is ``256 * lane + use``: the use is the op that draws (:class:`Stream`), the lane
+  tells apart two draws of one op in one step, such as the noise of the first and second batch;
+* ``step`` is the training step.
+
+The 64-bit key is the run's seed.
+"""
+
+import enum
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+class Stream(enum.IntEnum):
+    """What a draw is used for; the low byte of the counter's second word."""
+
+    BATCH = 0
+    NOISE = 1
+    PERMUTATION = 2
+    VOTES = 3
+    PAIRS = 4
+    SAMPLE = 5
+
+
+class Philox:
+    """Key and step of the random numbers that an op draws, kept on the device.
+
+    Args:
+        seed: the key, any integer (taken modulo 2**64), or a sequence of M keys, one for each of
+            M models: an op on ``[M, B, d]`` then draws for model m what it draws alone.
+        step: the step, ``0 <= step < 2**63``.
+        device: where the two int64 tensors live; None is PyTorch's default device.
+
+    An op draws the same numbers as long as ``seed``, ``step`` and lane are the same. Call
+    :meth:`advance` once a training step, after the backward pass: backward draws the forward's
+    noise again. A checkpoint needs the seed and the step, nothing else.
+
+    Raises:
+        ValueError: step is negative.
+    """
+
+    def __init__(
+        self,
+        seed: int | Sequence[int],
+        step: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if step < 0:
+            raise ValueError(f"step: got {step}, expected >= 0")
+        keys = _signed(seed) if isinstance(seed, int) else [_signed(int(s)) for s in seed]
+        self.seed = torch.tensor(keys, dtype=torch.int64, device=device)
+        self.step = torch.tensor(step, dtype=torch.int64, device=device)
+        self.lane = 0
+
+    def at_lane(self, lane: int) -> Self:
+        """Return a view with the same seed and step tensors that draws other numbers.
+
+        Args:
+            lane: 0 to 2**24 - 1; a new generator has lane 0.
+        """
+        if not 0 <= lane < 1 << 24:
+            raise ValueError(f"lane: got {lane}, expected 0 to {(1 << 24) - 1}")
+        other = object.__new__(type(self))
+        other.seed, other.step, other.lane = self.seed, self.step, lane
+        return other
+
+    def advance(self) -> None:
+        """Add one to the step, in place on the device (legal inside a CUDA graph)."""
+        self.step.add_(1)
+
+    @classmethod
+    def from_torch(cls, device: torch.device | str | None = None) -> Self:
+        """Return a generator whose key is drawn from PyTorch's global generator state."""
+        rng = object.__new__(cls)
+        rng.seed = torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64, device=device)
+        rng.step = torch.zeros((), dtype=torch.int64, device=device)
+        rng.lane = 0
+        return rng
+
+    def __repr__(self) -> str:
+        return f"Philox(seed={self.seed.tolist()}, step={self.step.item()}, lane={self.lane})"
+
+
+def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
+    """Philox4x32-10(counter, key): ten rounds of multiply and xor.
+
+    Args:
+        counter: int64 ``[4, ...]``, four words of 32 bits.
+        key: int64 ``[2, ...]``, two words of 32 bits, broadcast against the counter.
+
+    Returns:
+        int64 ``[4, ...]``, four words of 32 bits each, 0 to 2**32 - 1.
+    """
+    shape = (2,) + (1,) * (counter.dim() - 1)
+    multipliers = torch.tensor(_MULTIPLIERS, dtype=torch.int64, device=counter.device).view(shape)
+    weyl = torch.tensor(_WEYL, dtype=torch.int64, device=counter.device).view(shape)
+    # Even and odd words apart: each round is then one product and two xors on [2, ...]. The int64
+    # product wraps modulo 2**64, which leaves all 64 bits of the unsigned product in place.
+    even, odd = counter[0::2], counter[1::2]
+    for _ in range(_ROUNDS):
+        product = even * multipliers
+        high = (product >> 32) & _MASK
+        low = product & _MASK
+        even, odd = high.flip(0) ^ odd ^ key, low.flip(0)
+        key = (key + weyl) & _MASK
+    return torch.stack((even, odd), dim=1).flatten(0, 1)
+
+
+def words(seed: Tensor, step: Tensor, stream: int, count: int) -> Tensor:
+    """Return the first ``count`` words of a draw.
+
+    Args:
+        seed: int64 ``[]`` or ``[M]``, keys.
+        step: int64 ``[]``.
+        stream: ``256 * lane + use``.
+        count: words for each key; word i is word ``i % 4`` of counter index ``i // 4``.
+
+    Returns:
+        int64 ``[count]`` or ``[M, count]``, 0 to 2**32 - 1.
+    """
+    index = torch.arange((count + 3) // 4, dtype=torch.int64, device=seed.device)
+    return words_at(seed, step, stream, index).flatten(-2)[..., :count]
+
+
+def words_at(seed: Tensor, step: Tensor, stream: int, index: Tensor) -> Tensor:
+    """Return the four words at each counter index.
+
+    Args:
+        seed: int64 ``[]`` or ``[M]``, keys.
+        step: int64 ``[]``.
+        stream: ``256 * lane + use``.
+        index: int64 ``[n]``, 0 to 2**32 - 1.
+
+    Returns:
+        int64 ``[n, 4]`` or ``[M, n, 4]``, 0 to 2**32 - 1.
+    """
+    n = index.shape[0]
+    counter = torch.stack(
+        (
+            index,
+            index.new_full((n,), stream),
+            (step & _MASK).expand(n),
+            ((step >> 32) & _MASK).expand(n),
+        )
+    )
+    if seed.dim():
+        counter = counter.unsqueeze(1)
+    key = torch.stack((seed & _MASK, (seed >> 32) & _MASK)).unsqueeze(-1)
+    return philox4x32(counter, key).movedim(0, -1)
+
+
+def bounded(word: Tensor, bound: int | Tensor) -> Tensor:
+    """floor(word * bound / 2**32): an integer in [0, bound) from one word.
+
+    Args:
+        word: int64, 0 to 2**32 - 1.
+        bound: 1 to 2**31; the bias of each value is below bound / 2**32.
+
+    Returns:
+        int64 of the word's shape.
+    """
+    return (word * bound) >> 32
+
+
+def normal(word: Tensor) -> Tensor:
+    """Box-Muller: two words give two standard normal numbers.
+
+    ``r = sqrt(-2 log u), (r cos t, r sin t)`` with ``u = ((w0 >> 8) + 1) / 2**24`` in (0, 1] and
+    ``t = 2 pi (w1 >> 8) / 2**24``; both fractions are exact in float32.
+
+    Args:
+        word: int64 ``[..., n]``, n even, 0 to 2**32 - 1; words 2k and 2k + 1 make a pair.
+
+    Returns:
+        float32 ``[..., n]``.
+    """
+    pair = (word >> 8).unflatten(-1, (-1, 2))
+    u = (pair[..., 0] + 1).to(torch.float32) * 2.0**-24
+    angle = pair[..., 1].to(torch.float32) * (2.0 * torch.pi * 2.0**-24)
+    radius = torch.sqrt(-2.0 * torch.log(u))
+    return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).flatten(-2)
+
+
+def _signed(seed: int) -> int:
+    """Map an integer modulo 2**64 to the int64 with the same bits."""
+    seed &= (1 << 64) - 1
+    return seed - (1 << 64) if seed >> 63 else seed

@@ -1,0 +1,210 @@
+"""Every op in plain PyTorch: the definition that all backends are checked against.
+
+The functions take the raw arguments of the registered ops (keys and steps as tensors, no checks);
+people call :mod:`fvae.ops`, which documents shapes and units. All accumulate in float32, or in
+float64 where the input is float64.
+
+Sign convention: logit 0 is "drawn from q(z)" (class 0), logit 1 is "permuted" (class 1).
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fvae import philox
+from fvae.philox import Stream
+
+# Row b holds the bits of byte b, lowest first: unpacking is then one table lookup.
+_BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.float32)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _noise(like: Tensor, seed: Tensor, step: Tensor, lane: int) -> Tensor:
+    """Standard normal noise of the shape of ``like``; element i in row-major order takes word i."""
+    count = like.numel() // seed.numel() if seed.dim() else like.numel()
+    word = philox.words(seed, step, 256 * lane + Stream.NOISE, count + count % 2)
+    return philox.normal(word)[..., :count].reshape(like.shape)
+
+
+def reparameterize(
+    mu: Tensor, logvar: Tensor, seed: Tensor, step: Tensor, lane: int
+) -> tuple[Tensor, Tensor]:
+    """z = mu + exp(logvar / 2) * noise; kl = mean over the batch of KL(q || N(0, 1))."""
+    m, v = _wide(mu), _wide(logvar)
+    z = m + torch.exp(0.5 * v) * _noise(mu, seed, step, lane)
+    kl = (0.5 * (m * m + torch.expm1(v) - v)).mean(-2)
+    return z.to(mu.dtype).contiguous(), kl.contiguous()
+
+
+def reparameterize_backward(
+    grad_z: Tensor,
+    grad_kl: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    seed: Tensor,
+    step: Tensor,
+    lane: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of mu and logvar; the noise is drawn again, not stored."""
+    m, v, g = _wide(mu), _wide(logvar), _wide(grad_z)
+    k = grad_kl.unsqueeze(-2) / mu.shape[-2]
+    grad_mu = g + k * m
+    scaled = torch.exp(0.5 * v) * _noise(mu, seed, step, lane)
+    grad_logvar = 0.5 * (g * scaled + k * torch.expm1(v))
+    return grad_mu.to(mu.dtype).contiguous(), grad_logvar.to(logvar.dtype).contiguous()
+
+
+def permutation(seed: Tensor, step: Tensor, lane: int, shape: Sequence[int]) -> Tensor:
+    """Row that each element of the permuted batch comes from.
+
+    Column c orders its rows by (word << 32 | row), where row b takes word ``b % 4`` of counter
+    index ``c * ceil(B / 4) + b // 4``; a stable sort of the words is that order.
+
+    Returns:
+        int64 of ``shape``, ``[B, d]`` or ``[M, B, d]``.
+    """
+    *models, rows, dims = shape
+    groups = (rows + 3) // 4
+    columns = dims if seed.dim() else prod(models) * dims
+    word = philox.words(seed, step, 256 * lane + Stream.PERMUTATION, columns * groups * 4)
+    word = word.reshape(*models, dims, groups * 4)[..., :rows]
+    return torch.sort(word, dim=-1, stable=True).indices.transpose(-1, -2)
+
+
+def permute_dims(z: Tensor, seed: Tensor, step: Tensor, lane: int) -> Tensor:
+    """z_perm[b, j] = z[permutation_j(b), j]: each column shuffled by its own permutation."""
+    return torch.gather(z, -2, permutation(seed, step, lane, z.shape)).contiguous()
+
+
+def permute_dims_backward(grad: Tensor, seed: Tensor, step: Tensor, lane: int) -> Tensor:
+    """The inverse permutation of the gradient."""
+    rows = permutation(seed, step, lane, grad.shape)
+    return torch.empty_like(grad, memory_format=torch.contiguous_format).scatter_(-2, rows, grad)
+
+
+def logit_ratio(
+    logits_z: Tensor, logits_perm: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """TC estimate, discriminator loss and accuracy, and d disc_loss / d (l0 - l1) of each row."""
+    s_z = (_wide(logits_z[..., 0]) - _wide(logits_z[..., 1])).contiguous()
+    s_perm = (_wide(logits_perm[..., 0]) - _wide(logits_perm[..., 1])).contiguous()
+    rows = s_z.shape[-1]
+    tc = s_z.mean(-1)
+    disc_loss = 0.5 * (F.softplus(-s_z).mean(-1) + F.softplus(s_perm).mean(-1))
+    right = (s_z > 0).sum(-1) + (s_perm < 0).sum(-1)
+    slope_z = torch.sigmoid(-s_z) * (-0.5 / rows)
+    slope_perm = torch.sigmoid(s_perm) * (0.5 / rows)
+    return tc, disc_loss, right.to(tc.dtype) / (2 * rows), slope_z, slope_perm
+
+
+def unpack(rows: Tensor, image_shape: Sequence[int], packed: bool, dtype: torch.dtype) -> Tensor:
+    """Rows of a store, uint8 ``[n, bytes]``, as images in 0..1, ``[n, C, H, W]``."""
+    if packed:
+        pixels = F.embedding(rows.int(), _BITS.to(rows.device, dtype))
+    else:
+        pixels = rows.to(dtype) * (1 / 255)
+    return pixels.reshape(-1, *image_shape)
+
+
+def gather_batch(
+    data: Tensor,
+    image_shape: Sequence[int],
+    packed: bool,
+    batch_size: int,
+    seed: Tensor,
+    step: Tensor,
+    lane: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Images and their indices; image i of the batch takes word i: index = word * N >> 32."""
+    word = philox.words(seed, step, 256 * lane + Stream.BATCH, batch_size)
+    indices = philox.bounded(word, data.shape[0])
+    rows = data[indices.reshape(-1)]
+    return unpack(rows, image_shape, packed, dtype).unflatten(0, indices.shape), indices
+
+
+def bernoulli_nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """sum over pixels, mean over the batch, of log(1 + exp(l)) - l x; and its gradient."""
+    wide = _wide(logits)
+    if target.dtype == torch.uint8 and target.shape != logits.shape:
+        x = unpack(target.flatten(0, -2), logits.shape[-3:], True, wide.dtype).view(logits.shape)
+    elif target.dtype == torch.uint8:
+        x = target.to(wide.dtype) * (1 / 255)
+    else:
+        x = target.to(wide.dtype)
+    nll = (F.softplus(wide) - wide * x).sum((-3, -2, -1)).mean(-1)
+    # In place: the gradient keeps the layout of the logits, and the image is walked once less.
+    grad = torch.sigmoid(wide).sub_(x).mul_(1 / logits.shape[-4])
+    return nll, grad.to(logits.dtype)
+
+
+def vote_samples(
+    factor_sizes: Sequence[int],
+    votes: int,
+    samples: int,
+    balanced: bool,
+    seed: Tensor,
+    step: Tensor,
+    lane: int,
+    use: int = Stream.VOTES,
+) -> tuple[Tensor, Tensor]:
+    """Fixed factor and image indices of each vote.
+
+    Vote v owns ``1 + ceil(L / 4)`` counter indices. Words 0 and 1 of the first choose the factor
+    (``v % K`` where ``balanced``) and its value; the L words that follow choose the samples, one
+    word each: of the images that have the value, numbered r, image r is
+    ``(r // s) * (s * n) + value * s + r % s`` with n the factor's size and s its stride.
+
+    Returns:
+        factor int64 ``[votes]``, index int64 ``[votes, samples]``.
+    """
+    device = seed.device
+    sizes = torch.tensor(factor_sizes, dtype=torch.int64, device=device)
+    strides = torch.tensor(
+        [prod(factor_sizes[k + 1 :]) for k in range(len(factor_sizes))], device=device
+    )
+    groups = 1 + (samples + 3) // 4
+    index = torch.arange(votes * groups, dtype=torch.int64, device=device)
+    word = philox.words_at(seed, step, 256 * lane + use, index)
+    word = word.reshape(votes, groups * 4)
+    if balanced:
+        factor = torch.arange(votes, device=device) % len(factor_sizes)
+    else:
+        factor = philox.bounded(word[:, 0], len(factor_sizes))
+    n, s = sizes[factor], strides[factor]
+    value = philox.bounded(word[:, 1], n)
+    n, s, value = n[:, None], s[:, None], value[:, None]
+    r = philox.bounded(word[:, 4 : 4 + samples], prod(factor_sizes) // n)
+    return factor, (r // s) * (s * n) + value * s + r % s
+
+
+def metric_votes(
+    codes: Tensor,
+    factor_sizes: Sequence[int],
+    votes: int,
+    samples: int,
+    balanced: bool,
+    scale: Tensor,
+    active: Tensor,
+    seed: Tensor,
+    step: Tensor,
+    lane: int,
+) -> Tensor:
+    """Votes of each model: the active dimension of least variance / scale votes for the factor."""
+    factor, index = vote_samples(factor_sizes, votes, samples, balanced, seed, step, lane)
+    usable = active & (scale > 0)
+    counts = []
+    for m in range(codes.shape[0]):
+        variance = codes[m][index].float().var(dim=1)
+        ratio = torch.where(usable[m], variance / scale[m], torch.inf)
+        winner = ratio.nan_to_num(torch.inf, torch.inf).argmin(-1)
+        cell = winner * len(factor_sizes) + factor
+        count = torch.bincount(cell, minlength=codes.shape[2] * len(factor_sizes))
+        counts.append(count * usable[m].any())
+    return torch.stack(counts).view(codes.shape[0], codes.shape[2], len(factor_sizes))

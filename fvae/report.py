@@ -1,0 +1,309 @@
+"""Seeing a run: curves, reconstructions, traversals and scores on one self-contained page."""
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+
+import imageio.v3 as imageio
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+
+from fvae import checkpoint, philox
+from fvae.config import TrainConfig
+from fvae.data import Store
+from fvae.evaluate import encode
+from fvae.files import write_atomically
+from fvae.nets import VAE
+from fvae.philox import Philox, Stream
+from fvae.train import LOG_NAME
+
+matplotlib.use("Agg")  # pages are written on machines without a screen
+import matplotlib.pyplot as plt  # noqa: E402
+
+_SPAN = 2.0  # traversals go from -2 to +2 standard deviations of the prior
+_FRAMES = 11
+_GIF_FRAMES = 24
+_KL_SAMPLE = 2048
+
+
+def sample_images(store: Store, count: int, seed: int) -> Tensor:
+    """Return indices of images drawn with replacement, int64 ``[count]``."""
+    rng = Philox(seed)
+    word = philox.words(rng.seed, rng.step, Stream.SAMPLE, count)
+    return philox.bounded(word, len(store))
+
+
+def _floats(store: Store, indices: Tensor) -> Tensor:
+    return store.images(indices).float() * (1.0 if store.binary else 1 / 255)
+
+
+def traverse(model: VAE, code: Tensor, order: list[int], values: np.ndarray) -> np.ndarray:
+    """Decode copies of a code in which one dimension at a time takes given values.
+
+    Args:
+        model: encoder and decoder on the CPU.
+        code: ``[d]``.
+        order: latent dimensions, one row each.
+        values: ``[n]``, in standard deviations of the prior.
+
+    Returns:
+        pixel means, float32 ``[len(order), n, H, W, C]``, 0..1.
+    """
+    rows = code.repeat(len(order), len(values), 1)
+    for i, dim in enumerate(order):
+        rows[i, :, dim] = torch.as_tensor(values, dtype=rows.dtype)
+    with torch.inference_mode():
+        pixels = torch.sigmoid(model.decode(rows.flatten(0, 1)).float())
+    return pixels.unflatten(0, rows.shape[:2]).permute(0, 1, 3, 4, 2).numpy()
+
+
+def by_kl(kl: Tensor) -> list[int]:
+    """Latent dimensions in order of falling KL."""
+    return torch.argsort(kl, descending=True, stable=True).tolist()
+
+
+def write_traversals(run: Path, store: Store, out: Path | None = None) -> tuple[Path, Path]:
+    """Write ``traversal.png`` and ``traversal.gif`` of a run: a row or tile for each latent.
+
+    Args:
+        run: a run folder.
+        store: its data set.
+        out: folder for the two files; None is the run folder.
+
+    Returns:
+        the two paths.
+
+    Raises:
+        UserError: the run cannot be read.
+        OSError: the folder cannot be written.
+    """
+    model = checkpoint.load(run)
+    seed = TrainConfig.from_file(run / "config.json").seed
+    out = run if out is None else out
+    out.mkdir(parents=True, exist_ok=True)
+    code, kl = _start_code(model, store, seed)
+    png, gif = out / "traversal.png", out / "traversal.gif"
+    write_atomically(png, _png(_traversal_figure(model, code, kl)))
+    write_atomically(gif, _traversal_gif(model, store, kl, seed))
+    return png, gif
+
+
+def _start_code(model: VAE, store: Store, seed: int) -> tuple[Tensor, Tensor]:
+    codes, kl = encode(model, store, sample_images(store, _KL_SAMPLE, seed))
+    return codes[0], kl
+
+
+def _png(figure: plt.Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _show(axis: plt.Axes, image: np.ndarray) -> None:
+    gray = image.shape[-1] == 1
+    axis.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=1)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+
+
+def _traversal_figure(model: VAE, code: Tensor, kl: Tensor) -> plt.Figure:
+    order, values = by_kl(kl), np.linspace(-_SPAN, _SPAN, _FRAMES)
+    images = traverse(model, code, order, values)
+    figure, axes = plt.subplots(
+        len(order), _FRAMES, figsize=(_FRAMES * 0.8 + 1.2, len(order) * 0.8), squeeze=False
+    )
+    for i, dim in enumerate(order):
+        for j in range(_FRAMES):
+            _show(axes[i, j], images[i, j])
+        label = f"z{dim}   {kl[dim]:.2f} nats"
+        axes[i, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    for j, value in enumerate(values):
+        axes[-1, j].set_xlabel(f"{value:+.1f}", fontsize=8)
+    figure.subplots_adjust(wspace=0.04, hspace=0.04)
+    return figure
+
+
+def _traversal_gif(model: VAE, store: Store, kl: Tensor, seed: int) -> bytes:
+    """Animate: a row for each of four images, a column for each latent by falling KL."""
+    codes, _ = encode(model, store, sample_images(store, 4, seed))
+    swing = _SPAN * np.sin(np.linspace(0, 2 * np.pi, _GIF_FRAMES, endpoint=False))
+    tiles = np.stack([traverse(model, code, by_kl(kl), swing) for code in codes])
+    tiles = np.pad(tiles, [(0, 0)] * 3 + [(1, 1), (1, 1), (0, 0)], constant_values=0.25)
+    frames = tiles.transpose(2, 0, 3, 1, 4, 5)  # frame, image, height, latent, width, channel
+    n, rows, height, columns, width, channels = frames.shape
+    frames = (frames.reshape(n, rows * height, columns * width, channels) * 255).astype(np.uint8)
+    if channels == 1:
+        frames = frames[..., 0]
+    return imageio.imwrite("<bytes>", frames, extension=".gif", duration=70, loop=0)
+
+
+def _reconstruction_figure(model: VAE, store: Store, seed: int) -> plt.Figure:
+    x = _floats(store, sample_images(store, 12, seed + 1))
+    with torch.inference_mode():
+        y = torch.sigmoid(model(x)[0].float())
+    figure, axes = plt.subplots(2, len(x), figsize=(len(x) * 0.85, 1.8))
+    for row, (name, images) in enumerate((("data", x), ("model", y))):
+        for axis, image in zip(axes[row], images, strict=True):
+            _show(axis, image.permute(1, 2, 0).numpy())
+        axes[row, 0].set_ylabel(name, fontsize=9)
+    figure.subplots_adjust(wspace=0.04, hspace=0.04)
+    return figure
+
+
+def _curves_figure(log: list[dict]) -> plt.Figure:
+    panels = [("recon", "reconstruction (nats an image)"), ("kl", "KL (nats an image)")]
+    if "tc" in log[-1]:
+        panels += [("tc", "total correlation (nats)"), ("disc_loss", "discriminator loss (nats)")]
+    steps = [line["step"] for line in log]
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.6))
+    for axis, (name, title) in zip(axes, panels, strict=True):
+        axis.plot(steps, [line[name] for line in log], color="#2a6fbb", linewidth=1.2)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    recon = [line["recon"] for line in log]
+    if max(recon) > 4 * min(recon) > 0:
+        axes[0].set_yscale("log")
+    if "tc" in log[-1]:
+        axes[2].axhline(0, color="gray", linewidth=0.8)
+    figure.tight_layout()
+    return figure
+
+
+def _votes_figure(scores: dict) -> plt.Figure:
+    votes = np.array(scores["factor_vae"]["votes"])
+    names = scores["factor_vae"]["factor_names"]
+    figure, axis = plt.subplots(figsize=(1.1 * votes.shape[1] + 1.5, 0.36 * votes.shape[0] + 1))
+    axis.imshow(votes, cmap="Blues", aspect="auto")
+    for (j, k), count in np.ndenumerate(votes):
+        dark = count > 0.6 * max(votes.max(), 1)
+        axis.text(
+            k, j, count, ha="center", va="center", fontsize=8, color="white" if dark else "black"
+        )
+    axis.set_xticks(range(len(names)), names, fontsize=8)
+    axis.set_yticks(range(len(votes)), [f"z{j}" for j in range(len(votes))], fontsize=8)
+    axis.set_xlabel("fixed factor", fontsize=8)
+    axis.set_ylabel("dimension that varied least", fontsize=8)
+    return figure
+
+
+def read_log(run: Path) -> list[dict]:
+    """Return the lines of a run's ``log.jsonl``; a line that a kill cut short is left out."""
+    path = run / LOG_NAME
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def read_scores(run: Path) -> list[dict]:
+    """Return the contents of the run's ``eval-*.json`` files."""
+    return [json.loads(path.read_text()) for path in sorted(run.glob("eval-*.json"))]
+
+
+def write_report(run: Path, store: Store) -> Path:
+    """Write ``report.html``: one page with every picture inside it, readable without a network.
+
+    Args:
+        run: a run folder.
+        store: its data set.
+
+    Returns:
+        the page's path.
+
+    Raises:
+        UserError: the run cannot be read.
+        OSError: the folder cannot be written.
+    """
+    config = TrainConfig.from_file(run / "config.json")
+    log, scores = read_log(run), read_scores(run)
+    model = checkpoint.load(run)
+    code, kl = _start_code(model, store, config.seed)
+    sections = []
+    if log:
+        sections.append(("Losses", _summary(log[-1]) + _picture(_png(_curves_figure(log)))))
+    if scores:
+        sections.append(("Scores", _score_table(scores)))
+        for s in scores:
+            if s["factor_vae"]["votes"]:
+                title = f"Votes of the FactorVAE metric, {s['protocol']}"
+                sections.append((title, _picture(_png(_votes_figure(s)))))
+    else:
+        command = html.escape(f"fvae eval {run}")
+        note = f"<p>Not scored yet: run <code>{command}</code>, then make this page again.</p>"
+        if not store.factor_sizes:
+            note = "<p>This data set has no ground-truth factors, so there are no scores.</p>"
+        sections.append(("Scores", note))
+    sections += [
+        ("Reconstructions", _picture(_png(_reconstruction_figure(model, store, config.seed)))),
+        (
+            "Latent traversals, by falling KL",
+            "<p>Each row moves one latent dimension from &minus;2 to +2 and keeps the others at"
+            " the code of one image.</p>" + _picture(_png(_traversal_figure(model, code, kl))),
+        ),
+        (
+            "The same in motion",
+            "<p>A column for each latent, by falling KL; a row for each of four images.</p>"
+            + _picture(_traversal_gif(model, store, kl, config.seed), "gif"),
+        ),
+        ("Configuration", _table(json.loads(config.to_json()).items())),
+    ]
+    name = html.escape(run.resolve().name)
+    subtitle = html.escape(f"{config.objective} on {store.name}, seed {config.seed}")
+    body = "".join(f"<section><h2>{t}</h2>{content}</section>" for t, content in sections)
+    page = _PAGE.format(name=name, subtitle=subtitle, body=body)
+    path = run / "report.html"
+    write_atomically(path, page)
+    return path
+
+
+def _picture(content: bytes, kind: str = "png") -> str:
+    return f'<img alt="" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
+
+
+def _table(rows) -> str:
+    escaped = ((html.escape(str(k)), html.escape(str(v))) for k, v in rows)
+    cells = (f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in escaped)
+    return "<table>" + "".join(cells) + "</table>"
+
+
+def _summary(line: dict) -> str:
+    parts = [f"step {line['step']:,}", f"{line['seconds']:.0f} s"]
+    parts += [f"{n} {line[n]:.3g}" for n in ("recon", "kl", "tc", "disc_accuracy") if n in line]
+    return "<p>Last logged interval: " + ", ".join(parts) + ".</p>"
+
+
+def _score_table(scores: list[dict]) -> str:
+    names = ("factor_vae", "beta_vae", "mig", "sap", "dci")
+    head = "".join(f"<th>{n}</th>" for n in ("protocol", *names))
+    rows = ""
+    for s in scores:
+        values = (s[n]["score"] for n in names)
+        cells = "".join("<td>&ndash;</td>" if v is None else f"<td>{v:.3f}</td>" for v in values)
+        note = html.escape(s["factor_vae"].get("note") or "")
+        rows += f"<tr><td>{html.escape(s['protocol'])}</td>{cells}<td>{note}</td></tr>"
+    caption = "<p>Scores of different protocols are not comparable.</p>"
+    return f"<table><tr>{head}</tr>{rows}</table>{caption}"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222; }}
+h1 {{ margin-bottom: 0; }} h2 {{ margin-top: 2.2rem; border-bottom: 1px solid #ddd; }}
+img {{ max-width: 100%; }} table {{ border-collapse: collapse; }}
+th, td {{ text-align: left; padding: .2rem .8rem .2rem 0; font-variant-numeric: tabular-nums; }}
+p, .subtitle {{ color: #555; }}
+</style></head><body><h1>{name}</h1><div class="subtitle">{subtitle}</div>{body}</body></html>
+"""
