@@ -69,12 +69,9 @@ def test_any_damaged_byte_is_found_and_the_store_built_again(folder, capsys):
     cached("key", small)
     path = folder / "key.safetensors"
     sound = path.read_bytes()
-    text = sound.rstrip(b" ")
-    # Any byte that has a meaning: of the length, the description, the checksum and the data.
-    start = sound.index(b'"store"')
-    for position in [*range(8), *range(start, start + 300, 7), len(text) - 1]:
-        if sound[position : position + 1] == b" ":
-            continue
+    # The bytes that loading relies on: the length, the description, the checksum and the data.
+    start, end = sound.index(b'"store"') + 1, sound.index(b'}, "data"')
+    for position in [*range(8), *range(start, end, 7), *range(len(sound) - 24, len(sound))]:
         path.write_bytes(sound[:position] + bytes([sound[position] ^ 1]) + sound[position + 1 :])
         built = []
         assert same(cached("key", lambda built=built: built.append(1) or small()), small())
@@ -133,9 +130,10 @@ def test_a_folder_that_cannot_be_made_costs_only_the_cache(folder, capsys):
     assert message.count("\n") == 1 and "FVAE_CACHE" in message
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
 def test_a_read_only_folder_costs_only_the_cache(folder, capsys):
     folder.mkdir(mode=0o555)
+    if os.access(folder, os.W_OK):
+        pytest.skip("this user may write anywhere")
     assert same(cached("key", small), small())
     assert capsys.readouterr().err.count("\n") == 1
 

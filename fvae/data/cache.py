@@ -1,0 +1,136 @@
+"""Packed stores kept on disk, so that a data set is drawn or converted only once.
+
+A store is one safetensors file whose metadata holds the store's description and the SHA-256 of
+both. A file is written whole or not at all, checked when it is loaded, and memory-mapped.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import platformdirs
+import torch
+
+from fvae.data.store import Store
+
+_SUFFIX = ".safetensors"
+
+
+class CacheEntry(NamedTuple):
+    """One cached store: its name, its file's size in bytes, and the file's path."""
+
+    name: str
+    size: int
+    path: Path
+
+
+def cache_folder() -> Path:
+    """The folder of cached stores: ``$FVAE_CACHE``, or the user's cache folder for fvae."""
+    chosen = os.environ.get("FVAE_CACHE")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("fvae")
+
+
+def cache_entries() -> list[CacheEntry]:
+    """The cached stores, sorted by path; a file that is damaged is listed by its file name."""
+    entries = []
+    for path in sorted(cache_folder().glob(f"*{_SUFFIX}")):
+        try:
+            with open(path, "rb") as file:
+                name = json.loads(_read_header(file)[0])["name"]
+        except (OSError, ValueError):
+            name = path.stem
+        entries.append(CacheEntry(name, path.stat().st_size, path))
+    return entries
+
+
+def cached(key: str, build: Callable[[], Store]) -> Store:
+    """The store under a key: loaded from the cache, or else built and put there.
+
+    A damaged file is built again. Where the cache cannot be written the store is still returned.
+    Both say so in one line on stderr.
+
+    Args:
+        key: names the file in the cache folder; letters, digits, ``-``, ``_``, ``.``.
+        build: makes the store. What it raises is passed on, and no file is left.
+
+    Returns:
+        The store; its data is memory-mapped when it comes from the cache.
+    """
+    path = cache_folder() / f"{key}{_SUFFIX}"
+    try:
+        return _load(path)
+    except OSError:
+        pass  # not there, or the folder cannot be used: then saving will say so
+    except ValueError as error:
+        _warn(f"cached data {path} is damaged ({error}); building it again")
+    store = build()
+    try:
+        _save(path, store)
+    except OSError as error:
+        _warn(f"cannot keep {store.name} in {path.parent} ({error.strerror}); set FVAE_CACHE")
+    return store
+
+
+def _load(path: Path) -> Store:
+    """A verified store. Raises OSError or ValueError."""
+    with open(path, "rb") as file:
+        description, checksum = _read_header(file)
+        start = file.tell()
+        # Hashing by read() rather than through the map keeps resident memory small.
+        digest = hashlib.file_digest(file, lambda: hashlib.sha256(description.encode()))
+        if digest.hexdigest() != checksum:
+            raise ValueError("its checksum is wrong")
+        fields = json.loads(description)
+        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        # Copy-on-write: torch wants writable memory, and the file stays as it is.
+        data = np.memmap(file, np.uint8, "c", start, fields.pop("shape"))
+    return Store(data=torch.from_numpy(data), **fields)
+
+
+def _read_header(file: BinaryIO) -> tuple[str, str]:
+    """The store's description and the checksum; leaves the file at the data."""
+    try:
+        length = int.from_bytes(file.read(8), "little")
+        metadata = json.loads(file.read(length if length < 1 << 20 else 0))["__metadata__"]
+        return metadata["store"], metadata["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError("its header is wrong") from None
+
+
+def _save(path: Path, store: Store) -> None:
+    """Write a store whole or not at all. Raises OSError."""
+    content = memoryview(store.data.contiguous().numpy()).cast("B")
+    shape = list(store.data.shape)
+    fields = ("name", "image_shape", "binary", "factor_names", "factor_sizes")
+    description = json.dumps({field: getattr(store, field) for field in fields} | {"shape": shape})
+    digest = hashlib.sha256(description.encode())
+    digest.update(content)
+    header = {
+        "__metadata__": {"store": description, "sha256": digest.hexdigest()},
+        "data": {"dtype": "U8", "shape": shape, "data_offsets": [0, len(content)]},
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 64)  # the data starts aligned for any processor
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Each writer has its own temporary file, so two processes cannot mix; the last one wins.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _warn(message: str) -> None:
+    print(f"fvae: warning: {message}", file=sys.stderr)

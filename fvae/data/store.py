@@ -1,0 +1,171 @@
+"""The packed store: a whole data set as one uint8 matrix, and the images it stands for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+import torch
+
+from fvae.errors import UserError
+
+Indices = int | Sequence[int] | np.ndarray | torch.Tensor
+
+# Row b holds the bits of byte b, lowest first. Looking rows up is the fastest way to unpack.
+_BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """A data set whose image i has the mixed-radix digits of i as its factor classes.
+
+    The last factor varies fastest, as in a row-major array indexed by the factors.
+
+    Attributes:
+        name: what the set is called in logs and reports.
+        data: uint8 ``[N, bytes]``. A binary set is bit-packed: pixel p of the flattened CHW image
+            is bit ``p % 8`` of byte ``p // 8``. Any other set holds the flattened CHW bytes.
+        image_shape: (C, H, W) in pixels.
+        binary: whether ``data`` is bit-packed.
+        factor_names: one name for each factor; empty when the set has no known factors.
+        factor_sizes: how many values each factor takes; their product is N.
+
+    Raises:
+        UserError: data, shape and factors do not fit together.
+    """
+
+    name: str
+    data: torch.Tensor
+    image_shape: tuple[int, int, int]
+    binary: bool
+    factor_names: tuple[str, ...] = ()
+    factor_sizes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that the fields fit together."""
+        pixels = prod(self.image_shape)
+        width = -(-pixels // 8) if self.binary else pixels
+        if self.data.dtype != torch.uint8 or self.data.shape[1:] != (width,):
+            raise UserError(
+                f"store {self.name}: data is {list(self.data.shape)} {self.data.dtype}, expected "
+                f"[N, {width}] torch.uint8 for images {list(self.image_shape)}"
+            )
+        if len(self.factor_names) != len(self.factor_sizes):
+            raise UserError(
+                f"store {self.name}: {len(self.factor_names)} factor names for "
+                f"{len(self.factor_sizes)} factor sizes; give one name for each"
+            )
+        if self.factor_sizes and prod(self.factor_sizes) != len(self):
+            raise UserError(
+                f"store {self.name}: {len(self)} images, but factor sizes "
+                f"{list(self.factor_sizes)} need {prod(self.factor_sizes)}"
+            )
+
+    def __len__(self) -> int:
+        """The number of images N."""
+        return self.data.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the packed data in bytes."""
+        return self.data.nbytes
+
+    def to(self, device: torch.device | str) -> "Store":
+        """The same store with its data on a device.
+
+        Args:
+            device: where to; the data is copied only if it is elsewhere.
+        """
+        return replace(self, data=self.data.to(device))
+
+    def images(self, indices: Indices) -> torch.Tensor:
+        """The images at the given indices, unpacked.
+
+        Args:
+            indices: whole numbers in 0..N-1, ``[n]``: a sequence, an array or a tensor.
+
+        Returns:
+            uint8 ``[n, C, H, W]`` on the store's device: 0/1 for a binary set, else 0..255.
+
+        Raises:
+            IndexError: an index is out of range.
+            UserError: the indices are not whole numbers.
+        """
+        rows = self.data[self._checked(indices).to(self.data.device)]
+        if self.binary:
+            bits = torch.nn.functional.embedding(rows.int(), _BITS.to(rows.device))
+            rows = bits.flatten(1)[:, : prod(self.image_shape)]
+        return rows.reshape(-1, *self.image_shape)
+
+    def factors(self, indices: Indices) -> torch.Tensor:
+        """The factor classes of the images at the given indices: the mixed-radix digits.
+
+        Args:
+            indices: whole numbers in 0..N-1, ``[n]``.
+
+        Returns:
+            int64 ``[n, K]``, entry k in 0..factor_sizes[k]-1.
+
+        Raises:
+            IndexError: an index is out of range.
+            UserError: the set has no factors, or the indices are not whole numbers.
+        """
+        self._need_factors()
+        rest, digits = self._checked(indices), []
+        for size in reversed(self.factor_sizes):
+            digits.append(rest % size)
+            rest = rest // size
+        return torch.stack(digits[::-1], dim=1)
+
+    def index(self, classes: Sequence[Sequence[int]] | np.ndarray | torch.Tensor) -> torch.Tensor:
+        """The index of the image that has the given factor classes: the inverse of ``factors``.
+
+        Args:
+            classes: whole numbers ``[n, K]``, entry k in 0..factor_sizes[k]-1.
+
+        Returns:
+            int64 ``[n]``.
+
+        Raises:
+            IndexError: a class is out of range.
+            UserError: the set has no factors, or classes has another shape or is not of whole
+                numbers.
+        """
+        self._need_factors()
+        classes = _whole_numbers(classes, "classes")
+        if classes.dim() != 2 or classes.shape[1] != len(self.factor_sizes):
+            raise UserError(
+                f"classes: shape {list(classes.shape)}, expected [n, {len(self.factor_sizes)}], "
+                f"one column for each of {', '.join(self.factor_names)}"
+            )
+        index = classes.new_zeros(len(classes))
+        for name, size, column in zip(self.factor_names, self.factor_sizes, classes.T, strict=True):
+            _check_range(column, size, f"class of {name}")
+            index = index * size + column
+        return index
+
+    def _checked(self, indices: Indices) -> torch.Tensor:
+        indices = _whole_numbers(indices, "indices").reshape(-1)
+        _check_range(indices, len(self), "index")
+        return indices
+
+    def _need_factors(self) -> None:
+        if not self.factor_sizes:
+            raise UserError(
+                f"data set {self.name} has no known factors; use dSprites or 3D Shapes for this"
+            )
+
+
+def _whole_numbers(values: object, name: str) -> torch.Tensor:
+    values = torch.as_tensor(values)
+    if values.numel() == 0:  # an empty list becomes a float tensor
+        return values.long()
+    if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool:
+        raise UserError(f"{name}: got {values.dtype}, expected whole numbers such as torch.int64")
+    return values.long()
+
+
+def _check_range(values: torch.Tensor, size: int, name: str) -> None:
+    wrong = values[(values < 0) | (values >= size)]
+    if len(wrong):
+        raise IndexError(f"{name} {wrong[0].item()} is out of range 0..{size - 1}")

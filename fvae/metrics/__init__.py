@@ -1,0 +1,49 @@
+"""Disentanglement scores of a representation, as index arithmetic over the codes of a full grid.
+
+Scores are comparable only within one protocol: each protocol is a named set of constants in
+:mod:`fvae.metrics.protocols`, and every result names the one that made it.
+"""
+
+from fvae.metrics.beta_vae import BetaVaeResult, beta_vae_score
+from fvae.metrics.dci import DciResult, dci_score
+from fvae.metrics.factor_vae import FactorVaeResult, factor_vae_score
+from fvae.metrics.mig import MigResult, mig_score
+from fvae.metrics.protocols import (
+    BETA_VAE,
+    DCI,
+    FACTOR_VAE,
+    MIG,
+    SAP,
+    BetaVaeProtocol,
+    DciProtocol,
+    FactorVaeProtocol,
+    MigProtocol,
+    SapProtocol,
+)
+from fvae.metrics.sampling import METRICS, needed
+from fvae.metrics.sap import SapResult, sap_score
+
+__all__ = [
+    "BETA_VAE",
+    "DCI",
+    "FACTOR_VAE",
+    "METRICS",
+    "MIG",
+    "SAP",
+    "BetaVaeProtocol",
+    "BetaVaeResult",
+    "DciProtocol",
+    "DciResult",
+    "FactorVaeProtocol",
+    "FactorVaeResult",
+    "MigProtocol",
+    "MigResult",
+    "SapProtocol",
+    "SapResult",
+    "beta_vae_score",
+    "dci_score",
+    "factor_vae_score",
+    "mig_score",
+    "needed",
+    "sap_score",
+]

@@ -1,0 +1,112 @@
+"""The beta-VAE metric: can a linear classifier see which factor a set of pairs shares?"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from fvae.metrics.checks import codes_of, factor_sizes_of, require_finite, seed_of
+from fvae.metrics.protocols import BETA_VAE, BetaVaeProtocol, lookup
+from fvae.metrics.sampling import EVAL_LANE, TRAIN_LANE, beta_vae_rows, pair_chunks
+from fvae.philox import Philox
+
+
+@dataclass(frozen=True)
+class BetaVaeResult:
+    """A beta-VAE score.
+
+    Attributes:
+        score: accuracy of the linear classifier, 0 to 1, on the evaluation points where the
+            protocol has them (locatello2019), else on the training points. Chance is about 1 / K.
+        train_score: accuracy on the training points.
+        protocol: the constants; its ``name`` says which.
+    """
+
+    score: float
+    train_score: float
+    protocol: BetaVaeProtocol
+
+
+def beta_vae_score(
+    codes: Tensor | np.ndarray,
+    factor_sizes: Sequence[int],
+    protocol: str = "kim2018",
+    seed: int = 0,
+) -> BetaVaeResult:
+    """Score = accuracy of a linear classifier from ``x_j = mean over pairs |z1_j - z2_j|`` to k.
+
+    A point fixes factor k. Each of its L pairs draws a value of k, which both images share, and
+    all else of both images at random.
+
+    Args:
+        codes: means of the encoder, ``[N, d]``, floating point; row i is the code of the image
+            whose factor classes are the mixed-radix digits of i, the last factor fastest. Rows
+            outside :func:`fvae.metrics.needed` are not read and may be NaN.
+        factor_sizes: K sizes, each at least 2, whose product is N.
+        protocol: "kim2018" (features standardised, SGDClassifier with log loss, the training
+            points score it) or "locatello2019" (LogisticRegression on the features as they are,
+            other points score it), a name in :data:`fvae.metrics.BETA_VAE`.
+        seed: key of the draws.
+
+    Returns:
+        A :class:`BetaVaeResult`.
+
+    Raises:
+        UserError: an argument has the wrong shape, dtype or value, a code that is read is not
+            finite, or the protocol does not exist.
+
+    Source: Higgins et al. 2017, section 3; "kim2018": Kim & Mnih 2018, appendix;
+    "locatello2019": Locatello et al. 2019, appendix.
+    """
+    sizes = factor_sizes_of(factor_sizes)
+    codes = codes_of(codes, sizes)
+    constants = lookup(BETA_VAE, "beta_vae", protocol)
+    rng = Philox(seed_of(seed), device=codes.device)
+    require_finite(codes, lambda: beta_vae_rows(sizes, constants, rng))
+
+    def points(count: int, lane: int) -> tuple[np.ndarray, np.ndarray]:
+        return _points(codes, sizes, count, constants, rng.at_lane(lane))
+
+    x, k = points(constants.points, TRAIN_LANE)
+    if (k == k[0]).all():  # one factor: nothing to tell apart, and no classifier takes it
+        return BetaVaeResult(1.0, 1.0, constants)
+    model = _classifier(constants)
+    with warnings.catch_warnings():
+        # A classifier that stops at max_iter is scored as it is.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(x, k)
+    train_score = float(model.score(x, k))
+    if not constants.eval_points:
+        return BetaVaeResult(train_score, train_score, constants)
+    score = float(model.score(*points(constants.eval_points, EVAL_LANE)))
+    return BetaVaeResult(score, train_score, constants)
+
+
+def _points(
+    codes: Tensor, sizes: Sequence[int], count: int, constants: BetaVaeProtocol, rng: Philox
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features float64 ``[count, d]`` and fixed factors int64 ``[count]``."""
+    features, factors = [], []
+    for factor, rows in pair_chunks(sizes, count, constants.pairs, constants.balanced, rng):
+        z = codes[rows]
+        z = z if z.dtype == torch.float64 else z.float()
+        features.append((z[:, :, 0] - z[:, :, 1]).abs().mean(1).double().cpu())
+        factors.append(factor.cpu())
+    return torch.cat(features).numpy(), torch.cat(factors).numpy()
+
+
+def _classifier(constants: BetaVaeProtocol):
+    if constants.classifier == "sgd":
+        model = SGDClassifier(
+            loss="log_loss", max_iter=constants.max_iter, random_state=constants.random_state
+        )
+    else:
+        model = LogisticRegression(max_iter=constants.max_iter, random_state=constants.random_state)
+    return make_pipeline(StandardScaler(), model) if constants.standardise else model

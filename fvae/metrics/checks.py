@@ -1,0 +1,99 @@
+"""What every metric asks of its arguments."""
+
+import operator
+from collections.abc import Callable, Sequence
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fvae.errors import UserError
+
+
+def factor_sizes_of(factor_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return the factor sizes as ints.
+
+    Raises:
+        UserError: there is none, or one is not a whole number of at least 2.
+    """
+    try:
+        sizes = tuple(operator.index(n) for n in factor_sizes)
+    except TypeError:
+        raise UserError(
+            f"factor_sizes: got {factor_sizes!r}, expected whole numbers, one for each factor"
+        ) from None
+    if not sizes or min(sizes) < 2:
+        raise UserError(
+            f"factor_sizes: got {list(sizes)}, expected at least one factor, each of at least 2"
+            " values (leave out a factor of one value)"
+        )
+    return sizes
+
+
+def seed_of(seed: int) -> int:
+    """Return the seed as an int.
+
+    Raises:
+        UserError: it is not a whole number.
+    """
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise UserError(f"seed: got {seed!r}, expected a whole number") from None
+
+
+def codes_of(codes: Tensor | np.ndarray, sizes: Sequence[int]) -> Tensor:
+    """Return the codes as a tensor ``[N, d]`` without gradient, on the device they came on.
+
+    Raises:
+        UserError: they are not floating point, not 2-D, have no column, or N is not the product
+            of the sizes.
+    """
+    tensor = codes if isinstance(codes, Tensor) else None
+    array = None if isinstance(codes, Tensor) else np.asarray(codes)
+    floating = tensor.is_floating_point() if array is None else array.dtype.kind == "f"
+    if not floating:
+        raise UserError(f"codes: got {codes_dtype(codes)}, expected floating point")
+    shape = list(codes.shape if array is None else array.shape)
+    if len(shape) != 2 or shape[1] < 1:
+        raise UserError(f"codes: got shape {shape}, expected [N, d] with d at least 1")
+    if shape[0] != prod(sizes):
+        raise UserError(
+            f"codes: got {shape[0]} rows, expected {prod(sizes)}, the product of factor_sizes"
+            f" {list(sizes)}"
+        )
+    if array is not None:
+        # PyTorch takes neither long doubles, swapped bytes, negative strides nor read-only arrays.
+        wide = array.dtype.itemsize > 4
+        array = np.require(array, np.float64 if wide else np.float32, ["C", "W"])
+        return torch.from_numpy(array)
+    return tensor.detach()
+
+
+def codes_dtype(codes: object) -> str:
+    """Name the dtype of what came as codes."""
+    return str(codes.dtype if isinstance(codes, Tensor) else np.asarray(codes).dtype)
+
+
+def require_finite(codes: Tensor, rows: Callable[[], Tensor]) -> None:
+    """Check the codes in the rows that a metric reads; other rows may hold anything.
+
+    Args:
+        codes: ``[N, d]``.
+        rows: makes the rows; called only where some code of the whole array is not finite.
+
+    Raises:
+        UserError: a code in one of the rows is not finite.
+    """
+    finite = torch.isfinite(codes).all(dim=1)
+    if finite.all():
+        return
+    read = rows().to(codes.device)
+    bad = read[~finite[read]]
+    if len(bad):
+        row = int(bad.min())
+        raise UserError(
+            f"codes: row {row} is {codes[row].tolist()}, expected finite codes in each row the"
+            " metric reads"
+        )

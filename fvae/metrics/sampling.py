@@ -1,0 +1,161 @@
+"""Which rows of the codes each metric reads: every draw of the metrics, through Philox.
+
+A draw depends on the seed and the factor sizes alone, not on the codes, so the rows are known
+before any image is encoded.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from fvae import philox, reference
+from fvae.errors import UserError
+from fvae.metrics.checks import factor_sizes_of, seed_of
+from fvae.metrics.protocols import (
+    BETA_VAE,
+    DCI,
+    FACTOR_VAE,
+    MIG,
+    SAP,
+    BetaVaeProtocol,
+    FactorVaeProtocol,
+    lookup,
+)
+from fvae.philox import Philox, Stream
+
+#: The names that :func:`needed` knows.
+METRICS = ("factor_vae", "beta_vae", "mig", "sap", "dci")
+
+# Lanes of Stream.VOTES and Stream.PAIRS.
+TRAIN_LANE, EVAL_LANE = 0, 1
+# Lanes of Stream.SAMPLE. MIG, SAP and DCI share theirs, so that fewer images need encoding.
+SCALE_LANE, TRAIN_SAMPLE_LANE, TEST_SAMPLE_LANE = 0, 1, 2
+
+# Pairs drawn at a time: bounds the working memory to tens of megabytes.
+_CHUNK = 1 << 17
+
+
+def needed(
+    factor_sizes: Sequence[int],
+    metrics: Iterable[str] = METRICS,
+    protocol: str = "kim2018",
+    seed: int = 0,
+) -> Tensor:
+    """The rows of codes that any of the metrics reads: a caller need encode no other image.
+
+    Args:
+        factor_sizes: K sizes, each at least 2, the last factor varying fastest.
+        metrics: names out of :data:`METRICS`.
+        protocol: of "factor_vae" and "beta_vae"; the others have one protocol.
+        seed: the seed that the scores will be given.
+
+    Returns:
+        int64 ``[n]``, sorted, each row once. All N rows for "factor_vae" under "exhaustive".
+
+    Raises:
+        UserError: a metric or protocol does not exist, or a size or the seed is invalid.
+    """
+    sizes, rng = factor_sizes_of(factor_sizes), Philox(seed_of(seed))
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f"metrics: got {name!r}, expected names out of {', '.join(METRICS)}")
+    used = torch.zeros(prod(sizes), dtype=torch.bool)
+    if "factor_vae" in names:
+        used[factor_vae_rows(sizes, lookup(FACTOR_VAE, "factor_vae", protocol), rng)] = True
+    if "beta_vae" in names:
+        for rows in _beta_vae_chunks(sizes, lookup(BETA_VAE, "beta_vae", protocol), rng):
+            used[rows] = True
+    train = [("mig", MIG.samples), ("sap", SAP.train_samples), ("dci", DCI.train_samples)]
+    test = [("sap", SAP.test_samples), ("dci", DCI.test_samples)]
+    for lane, wanted in ((TRAIN_SAMPLE_LANE, train), (TEST_SAMPLE_LANE, test)):
+        for name, count in wanted:
+            if name in names:
+                used[uniform_rows(sizes, count, rng.at_lane(lane))] = True
+    return used.nonzero().flatten()
+
+
+def uniform_rows(sizes: Sequence[int], count: int, rng: Philox) -> Tensor:
+    """Rows drawn uniformly with replacement, int64 ``[count]``; row i takes word i."""
+    word = philox.words(rng.seed, rng.step, 256 * rng.lane + Stream.SAMPLE, count)
+    return philox.bounded(word, prod(sizes))
+
+
+def scale_rows(sizes: Sequence[int], samples: int | None, rng: Philox) -> Tensor:
+    """Rows of the global variance, int64: ``samples`` draws, or every row where there are fewer."""
+    total = prod(sizes)
+    if samples is None or total <= samples:
+        return torch.arange(total, device=rng.seed.device)
+    return uniform_rows(sizes, samples, rng.at_lane(SCALE_LANE))
+
+
+def factor_vae_rows(sizes: Sequence[int], protocol: FactorVaeProtocol, rng: Philox) -> Tensor:
+    """Every row that the FactorVAE metric reads, int64, unsorted and with repeats."""
+    rows = [scale_rows(sizes, protocol.scale_samples, rng)]
+    for votes, lane in ((protocol.votes, TRAIN_LANE), (protocol.eval_votes, EVAL_LANE)):
+        if votes:
+            _, index = reference.vote_samples(
+                sizes, votes, protocol.samples, protocol.balanced, rng.seed, rng.step, lane
+            )
+            rows.append(index.flatten())
+    return torch.cat(rows)
+
+
+def beta_vae_rows(sizes: Sequence[int], protocol: BetaVaeProtocol, rng: Philox) -> Tensor:
+    """Every row that the beta-VAE metric reads, int64, unsorted and with repeats."""
+    return torch.cat([rows.flatten() for rows in _beta_vae_chunks(sizes, protocol, rng)])
+
+
+def _beta_vae_chunks(
+    sizes: Sequence[int], protocol: BetaVaeProtocol, rng: Philox
+) -> Iterator[Tensor]:
+    for points, lane in ((protocol.points, TRAIN_LANE), (protocol.eval_points, EVAL_LANE)):
+        for _, rows in pair_chunks(
+            sizes, points, protocol.pairs, protocol.balanced, rng.at_lane(lane)
+        ):
+            yield rows
+
+
+def pair_chunks(
+    sizes: Sequence[int], points: int, pairs: int, balanced: bool, rng: Philox
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Fixed factor and pairs of rows of each point, some points at a time.
+
+    Point p owns ``1 + L`` counter indices of Stream.PAIRS. Word 0 of the first chooses the factor
+    (``p % K`` where ``balanced``). Each index that follows is a pair: word 0 chooses the value
+    that both images share, words 1 and 2 the two images, numbered as in
+    :func:`fvae.reference.vote_samples`.
+
+    Args:
+        sizes: K factor sizes.
+        points: number of points; 0 yields nothing.
+        pairs: L, pairs a point.
+        balanced: whether the factors take turns.
+        rng: key, step and lane.
+
+    Yields:
+        factor int64 ``[n]``, rows int64 ``[n, L, 2]``.
+    """
+    device = rng.seed.device
+    size = torch.tensor(sizes, device=device)
+    stride = torch.tensor([prod(sizes[k + 1 :]) for k in range(len(sizes))], device=device)
+    groups = 1 + pairs
+    step = max(1, _CHUNK // groups)
+    for start in range(0, points, step):
+        point = torch.arange(start, min(start + step, points), device=device)
+        index = (point[:, None] * groups + torch.arange(groups, device=device)).flatten()
+        word = philox.words_at(rng.seed, rng.step, 256 * rng.lane + Stream.PAIRS, index)
+        word = word.view(len(point), groups, 4)
+        factor = point % len(sizes) if balanced else philox.bounded(word[:, 0, 0], len(sizes))
+        n, s = size[factor][:, None, None], stride[factor][:, None, None]
+        value = philox.bounded(word[:, 1:, :1], n)
+        r = philox.bounded(word[:, 1:, 1:3], prod(sizes) // n)
+        yield factor, (r // s) * (s * n) + value * s + r % s
+
+
+def classes_of(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Factor classes of rows: the mixed-radix digits, int64 ``[n, K]`` for rows ``[n]``."""
+    strides = [prod(sizes[k + 1 :]) for k in range(len(sizes))]
+    return torch.stack([rows // s % n for n, s in zip(sizes, strides, strict=True)], dim=-1)

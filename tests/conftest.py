@@ -1,0 +1,27 @@
+"""What several test files share."""
+
+import pytest
+import torch
+
+# One table of tolerances by dtype, (rtol, atol), for every op against its reference.
+TOLERANCE = {
+    torch.float64: (1e-12, 1e-12),
+    torch.float32: (1e-5, 1e-6),
+    torch.bfloat16: (2e-2, 2e-2),
+}
+
+# Odd shapes: one row, one column, sizes that are no power of two.
+SHAPES = [(1, 1), (1, 10), (7, 1), (7, 10), (65, 17), (64, 10)]
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def dsprites():
+    """The rendered grid; made once on this machine, then read from the cache."""
+    from fvae import data
+
+    return data.load("dsprites")
