@@ -161,6 +161,9 @@ FACTOR_VAE = {
     )
 }
 
+#: The names of the protocols; the beta-VAE metric has all but "exhaustive".
+PROTOCOLS = tuple(FACTOR_VAE)
+
 BETA_VAE = {
     p.name: p
     for p in (

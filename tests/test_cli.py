@@ -1,0 +1,206 @@
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_train import SMALL_OPTIONS
+
+from fvae import cli
+
+
+def _fvae(capsys, *arguments):
+    """Run the command; return (exit status, standard output, standard error)."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(
+            ["train", *SMALL_OPTIONS, "--steps", "20", "--log-every", "5", "--out", str(folder)]
+        )
+    assert stop.value.code == 0
+    return folder
+
+
+def test_a_run_folder_holds_what_it_says(run):
+    names = {path.name for path in run.iterdir()}
+    assert {"config.json", "log.jsonl", "checkpoint.safetensors", "report.html"} <= names
+
+
+def test_eval_report_traverse(run, capsys):
+    status, out, _ = _fvae(capsys, "eval", run, "--protocol", "kim2018", "--json")
+    assert status == 0
+    result = json.loads(out)
+    for metric in ("factor_vae", "beta_vae", "mig", "sap", "dci"):
+        assert 0 <= result[metric]["score"] <= 1
+    assert (result["protocol"], result["seed"]) == ("kim2018", 0)
+    assert np.array(result["factor_vae"]["votes"]).shape == (4, 5)
+    assert result["factor_vae"]["protocol"]["votes"] == 800
+
+    status, out, _ = _fvae(capsys, "eval", run)
+    assert status == 0
+    assert "factor_vae" in out
+    assert "posX" in out
+
+    assert _fvae(capsys, "report", run)[0] == 0
+    page = (run / "report.html").read_text()
+    for title in ("Losses", "Scores", "Votes", "Reconstructions", "traversals", "Configuration"):
+        assert re.search(f"<h2>[^<]*{title}", page)
+    # Self-contained: every picture is inside, nothing is fetched.
+    assert "src=" in page
+    assert re.findall(r'(?:src|href)="(?!data:image/)', page) == []
+
+    assert _fvae(capsys, "traverse", run, "--out", run / "pictures")[0] == 0
+    with Image.open(run / "pictures" / "traversal.gif") as gif:
+        assert gif.n_frames >= 10
+    with Image.open(run / "pictures" / "traversal.png") as png:
+        assert png.width > 300
+
+
+def test_exhaustive_does_not_depend_on_the_seed(run, capsys):
+    scores = []
+    for seed in (0, 1):
+        options = ("--protocol", "exhaustive", "--seed", seed, "--json")
+        status, out, _ = _fvae(capsys, "eval", run, *options)
+        assert status == 0
+        result = json.loads(out)
+        scores.append(result["factor_vae"])
+        assert result["beta_vae"]["score"] is None
+    assert scores[0] == scores[1]
+
+
+def test_resume_of_a_finished_run_does_nothing(run, capsys):
+    before = (run / "checkpoint.safetensors").read_bytes()
+    assert _fvae(capsys, "train", "--resume", run)[0] == 0
+    assert (run / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_doctor_and_data(capsys):
+    status, out, _ = _fvae(capsys, "doctor")
+    assert status == 0
+    for thing in ("torch", "triton", "cuda", "compiler", "cache", "metric_votes", "permute_dims"):
+        assert thing in out
+    status, out, _ = _fvae(capsys, "data", "dsprites")
+    assert status == 0
+    assert "737,280" in out
+    assert "posX" in out
+
+
+def test_help_documents_every_option_with_its_default(capsys):
+    import dataclasses
+
+    from fvae.config import TrainConfig
+
+    status, out, _ = _fvae(capsys, "train", "--help")
+    assert status == 0
+    for field in dataclasses.fields(TrainConfig):
+        assert "--" + field.name.replace("_", "-") in out
+    assert "default: factor-vae" in out
+    assert out.count("default:") >= len(dataclasses.fields(TrainConfig))
+
+
+def test_the_module_and_the_command_are_one():
+    done = subprocess.run(
+        [sys.executable, "-m", "fvae", "--help"], check=True, capture_output=True, text=True
+    )
+    for name in ("train", "eval", "report", "traverse", "data", "doctor"):
+        assert name in done.stdout
+
+
+def _bad(*arguments, message):
+    return pytest.param(arguments, message, id=" ".join(arguments)[:40] or "nothing")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        _bad("train", "--objective", "gan", message="gan.*factor-vae"),
+        _bad("train", "--colour", "red", message="--colour"),
+        _bad("train", "--gamma", "-1", message="--gamma: got -1"),
+        _bad("train", "--gamma", "nan", message="--gamma: got nan"),
+        _bad("train", "--gamma", "many", message="--gamma.*many"),
+        _bad("train", "--batch-size", "0", message="--batch-size: got 0"),
+        _bad("train", "--steps", "0", message="--steps: got 0"),
+        _bad("train", "--conv-channels", "4", "4", "4", "0", message="--conv-channels"),
+        _bad("train", "--device", "cuda", message="no CUDA device"),
+        _bad("train", "--backend", "fast", message="--backend fast: expected one of reference"),
+        _bad("train", "--data", "chairs", message="chairs"),
+        _bad("train", "--data", "nowhere/dsprites.npz", message="nowhere/dsprites.npz"),
+        _bad("train", "--data", "nowhere/3dshapes.h5", message="nowhere/3dshapes.h5"),
+        _bad("train", "--resume", "nowhere", message="nowhere/config.json: no such file"),
+        _bad("eval", "nowhere", message="nowhere/config.json: no such file"),
+        _bad("report", "nowhere", message="nowhere/config.json: no such file"),
+        _bad("traverse", "nowhere", message="nowhere/config.json: no such file"),
+        _bad("dance", message="dance"),
+        _bad("eval", message="RUN|run"),
+        _bad("train", *SMALL_OPTIONS, "--steps", "2", "--out", "/proc/nowhere/a", message="/proc"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = _fvae(capsys, *arguments)
+    assert status == 2
+    assert re.search(message, err), err
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_bad_input_about_a_run(run, capsys, tmp_path):
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    cases = [
+        (("train", "--out", run), "already holds a run"),
+        (("train", "--resume", run, "--gamma", "3"), "--gamma 3.0: cannot be given with --resume"),
+        (("train", "--resume", run, "--steps", "3"), "it can only be raised"),
+        (("eval", run, "--protocol", "mine"), "kim2018, locatello2019, exhaustive"),
+    ]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    cases.append((("train", "--out", other), "not empty"))
+    for arguments, message in cases:
+        status, _, err = _fvae(capsys, *arguments)
+        assert status == 2
+        assert message in err
+        assert err.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+
+
+def test_a_damaged_run_is_named(run, capsys, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text((run / "config.json").read_text())
+    (broken / "checkpoint.safetensors").write_bytes(
+        (run / "checkpoint.safetensors").read_bytes()[:1000]
+    )
+    for command in ("eval", "report", "traverse"):
+        status, _, err = _fvae(capsys, command, broken)
+        assert (status, err.count("\n")) == (2, 1)
+        assert "cut short or damaged" in err
+    status, _, err = _fvae(capsys, "train", "--resume", broken)
+    assert (status, err.count("\n")) == (2, 1)
+    (broken / "config.json").write_text("{")
+    status, _, err = _fvae(capsys, "eval", broken)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "config.json: not a readable configuration" in err
+
+
+def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
+    import os
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    out = tmp_path / "a"
+    status, _, err = _fvae(capsys, "train", *SMALL_OPTIONS, "--steps", "2", "--out", out)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "No space left" in err

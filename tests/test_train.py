@@ -1,0 +1,240 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import fvae
+from fvae import checkpoint, train
+from fvae.config import TrainConfig
+from fvae.data import Store
+from fvae.errors import UserError
+
+SMALL = TrainConfig(
+    steps=12, batch_size=3, latent_dim=4, disc_units=8, disc_hidden_layers=2,
+    conv_channels=(4, 4, 4, 4), hidden_units=8, device="cpu", precision="fp32",
+    checkpoint_every=5, log_every=4, learning_rate=1e-3,
+)  # fmt: skip
+SMALL_OPTIONS = [
+    "--batch-size", "3", "--latent-dim", "4", "--disc-units", "8", "--disc-hidden-layers", "2",
+    "--conv-channels", "4", "4", "4", "4", "--hidden-units", "8", "--device", "cpu",
+]  # fmt: skip
+
+
+@pytest.fixture
+def store():
+    data = torch.randint(0, 256, (40, 512), dtype=torch.uint8)
+    return Store("bits", data, (1, 64, 64), True, (), ())
+
+
+def _run(config, store, folder, **callbacks):
+    config = train.create_run(config, folder)
+    train.train(config, store, folder, **callbacks)
+    return load_file(folder / checkpoint.NAME)
+
+
+def _log(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def _assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("objective", ["vae", "beta-vae", "factor-vae"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_is_the_uninterrupted_one(objective, precision, store, tmp_path):
+    config = dataclasses.replace(SMALL, objective=objective, precision=precision, warmup_steps=8)
+    whole = _run(config, store, tmp_path / "a")
+
+    def kill(step):
+        if step == 9:
+            raise Killed
+
+    with pytest.raises(Killed):
+        _run(config, store, tmp_path / "b", on_step=kill)
+    assert int(load_file(tmp_path / "b" / checkpoint.NAME)["rng.step"]) == 5
+    train.train(TrainConfig.from_file(tmp_path / "b/config.json"), store, tmp_path / "b")
+    _assert_equal(whole, load_file(tmp_path / "b" / checkpoint.NAME))
+    assert _log(tmp_path / "a") == _log(tmp_path / "b")
+
+
+def test_killed_process_resumes_to_the_same_tensors(tmp_path):
+    def command(*options):
+        return [sys.executable, "-m", "fvae", "train", *options]
+
+    options = [*SMALL_OPTIONS, "--steps", "500", "--checkpoint-every", "40", "--log-every", "100"]
+    subprocess.run(command(*options, "--out", str(tmp_path / "a")), check=True)
+    process = subprocess.Popen(command(*options, "--out", str(tmp_path / "b")))
+    path = tmp_path / "b" / checkpoint.NAME
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if path.exists() and _step(path) >= 100:
+            break
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 100 <= _step(path) < 500
+    subprocess.run(command("--resume", str(tmp_path / "b")), check=True)
+    _assert_equal(load_file(tmp_path / "a" / checkpoint.NAME), load_file(path))
+    assert (tmp_path / "b" / "report.html").stat().st_size > 10_000
+
+
+def _step(path):
+    with safe_open(path, "pt") as file:
+        return int(file.get_tensor("rng.step"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_step_with_a_checkpoint(number, store, tmp_path):
+    def stop(step):
+        if step == 7:
+            os.kill(os.getpid(), number)
+
+    config = train.create_run(SMALL, tmp_path / "a")
+    assert train.train(config, store, tmp_path / "a", on_step=stop) == number
+    assert _step(tmp_path / "a" / checkpoint.NAME) == 7
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train.train(config, store, tmp_path / "a")
+    whole = _run(SMALL, store, tmp_path / "b")
+    _assert_equal(whole, load_file(tmp_path / "a" / checkpoint.NAME))
+    assert _log(tmp_path / "a") == _log(tmp_path / "b")
+
+
+def test_raising_steps_continues(store, tmp_path):
+    short = _run(SMALL, store, tmp_path / "a")
+    longer = dataclasses.replace(SMALL, steps=20)
+    train.train(longer, store, tmp_path / "a")
+    extended = load_file(tmp_path / "a" / checkpoint.NAME)
+    assert int(short["rng.step"]) == 12
+    _assert_equal(extended, _run(longer, store, tmp_path / "b"))
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(store, tmp_path):
+    def poison(step):
+        if step == 8:
+            # Far beyond what an optimizer step can repair.
+            trainer_weights[0].data.fill_(float("nan"))
+
+    trainer_weights = []
+    make = train.Trainer.__init__
+
+    def remember(self, *args):
+        make(self, *args)
+        trainer_weights.append(next(self.vae.parameters()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Trainer, "__init__", remember)
+        with pytest.raises(UserError, match="not finite by step 10.*last good checkpoint is kept"):
+            _run(dataclasses.replace(SMALL, log_every=100), store, tmp_path / "a", on_step=poison)
+    kept = load_file(tmp_path / "a" / checkpoint.NAME)
+    assert int(kept["rng.step"]) == 5
+    assert all(t.isfinite().all() for t in kept.values())
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(store, tmp_path, monkeypatch):
+    def kill(step):
+        if step == 8:
+            monkeypatch.setattr(os, "fsync", full)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        _run(SMALL, store, tmp_path / "a", on_step=kill)
+    assert _step(tmp_path / "a" / checkpoint.NAME) == 5
+    names = {p.name for p in (tmp_path / "a").iterdir()}
+    assert names == {"config.json", "log.jsonl", checkpoint.NAME}
+
+
+def test_log_holds_means_and_kl_by_dimension(store, tmp_path):
+    seen = []
+    _run(SMALL, store, tmp_path / "a", on_log=seen.append)
+    lines = _log(tmp_path / "a")
+    assert [line["step"] for line in lines] == [4, 8, 12]
+    assert len(seen) == 3
+    for line in lines:
+        assert sum(line["kl_dims"]) == pytest.approx(line["kl"], rel=1e-4)
+        total = line["recon"] + line["kl"] + 35 * line["tc"] + line["disc_loss"]
+        assert line["loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_training_lowers_the_loss(dsprites, tmp_path):
+    config = dataclasses.replace(SMALL, steps=60, batch_size=16, log_every=20, learning_rate=5e-3)
+    _run(config, dsprites, tmp_path / "a")
+    lines = _log(tmp_path / "a")
+    assert lines[-1]["recon"] < 0.6 * lines[0]["recon"]
+
+
+def test_load_gives_the_trained_model(store, tmp_path):
+    tensors = _run(SMALL, store, tmp_path / "a")
+    model = fvae.load(tmp_path / "a")
+    assert torch.equal(model.encoder[0].weight, tensors["vae.encoder.0.weight"])
+    mu, logvar = model.encode(torch.rand(2, 1, 64, 64))
+    assert mu.shape == logvar.shape == (2, 4)
+    assert model.decode(mu).shape == (2, 1, 64, 64)
+    assert not model.training
+
+
+def test_initial_weights_depend_on_the_seed_alone(store):
+    torch.manual_seed(5)
+    first = train.Trainer(SMALL, store).state()
+    torch.manual_seed(6)
+    _assert_equal(first, train.Trainer(SMALL, store).state())
+    other = train.Trainer(dataclasses.replace(SMALL, seed=1), store).state()
+    assert not torch.equal(first["vae.encoder.0.weight"], other["vae.encoder.0.weight"])
+
+
+def test_colour_images_train(tmp_path):
+    data = torch.randint(0, 256, (10, 3 * 4096), dtype=torch.uint8)
+    colour = Store("colour", data, (3, 64, 64), False, (), ())
+    _run(SMALL, colour, tmp_path / "a")
+    assert fvae.load(tmp_path / "a").encode(torch.rand(2, 3, 64, 64))[0].shape == (2, 4)
+
+
+def test_images_of_another_size_are_refused():
+    data = torch.zeros(3, 4 * 4 // 8, dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"images are \[1, 4, 4\]"):
+        train.Trainer(SMALL, Store("tiny", data, (1, 4, 4), True, (), ()))
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(store, tmp_path):
+    _run(SMALL, store, tmp_path / "a")
+    path = tmp_path / "a" / checkpoint.NAME
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cut short or damaged"):
+        fvae.load(tmp_path / "a")
+    path.write_bytes(whole)
+    config = tmp_path / "a" / "config.json"
+    config.write_text(config.read_text().replace('"latent_dim": 4', '"latent_dim": 5'))
+    with pytest.raises(UserError, match="was made with latent_dim = 4"):
+        fvae.load(tmp_path / "a")
+    path.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        fvae.load(tmp_path / "a")
+
+
+@pytest.mark.slow
+def test_bf16_tracks_fp32(dsprites, tmp_path):
+    recon = {}
+    for precision in ("fp32", "bf16"):
+        config = TrainConfig(steps=500, device="cpu", precision=precision, learning_rate=5e-4)
+        _run(config, dsprites, tmp_path / precision)
+        recon[precision] = _log(tmp_path / precision)[-1]["recon"]
+    print(recon)
+    assert recon["bf16"] == pytest.approx(recon["fp32"], rel=0.03)
