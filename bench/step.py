@@ -115,7 +115,7 @@ def measure(store: data.Store, rounds: int = ROUNDS) -> dict[str, float]:
     if has_fast_bf16(torch.device("cpu")):
         steps["bf16"] = trainer(store, "bf16").step
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for name, step in steps.items():
+    for step in steps.values():
         _seconds(step)  # warm up
     for _ in range(rounds):
         for name, step in steps.items():

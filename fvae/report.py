@@ -15,7 +15,7 @@ from torch import Tensor
 from fvae import checkpoint, philox
 from fvae.config import TrainConfig
 from fvae.data import Store
-from fvae.evaluate import encode
+from fvae.evaluate import encode, pixels
 from fvae.files import write_atomically
 from fvae.nets import VAE
 from fvae.philox import Philox, Stream
@@ -35,10 +35,6 @@ def sample_images(store: Store, count: int, seed: int) -> Tensor:
     rng = Philox(seed)
     word = philox.words(rng.seed, rng.step, Stream.SAMPLE, count)
     return philox.bounded(word, len(store))
-
-
-def _floats(store: Store, indices: Tensor) -> Tensor:
-    return store.images(indices).float() * (1.0 if store.binary else 1 / 255)
 
 
 def traverse(model: VAE, code: Tensor, order: list[int], values: np.ndarray) -> np.ndarray:
@@ -144,7 +140,7 @@ def _traversal_gif(model: VAE, store: Store, kl: Tensor, seed: int) -> bytes:
 
 
 def _reconstruction_figure(model: VAE, store: Store, seed: int) -> plt.Figure:
-    x = _floats(store, sample_images(store, 12, seed + 1))
+    x = pixels(store, sample_images(store, 12, seed + 1))
     with torch.inference_mode():
         y = torch.sigmoid(model(x)[0].float())
     figure, axes = plt.subplots(2, len(x), figsize=(len(x) * 0.85, 1.8))

@@ -15,9 +15,9 @@ def test_equals_torch_distributions(shape, dtype):
     q = Normal(mu.float(), (0.5 * logvar.float()).exp())
     count = mu.numel()
     rng = Philox(3)
-    eps = philox.normal(
-        philox.words(rng.seed, rng.step, philox.Stream.NOISE, count + count % 2)
-    )[:count].view(shape)
+    eps = philox.normal(philox.words(rng.seed, rng.step, philox.Stream.NOISE, count + count % 2))[
+        :count
+    ].view(shape)
     rtol, atol = TOLERANCE[dtype]
     torch.testing.assert_close(z.float(), q.mean + q.stddev * eps, rtol=rtol, atol=atol)
     expected = kl_divergence(q, Normal(0.0, 1.0)).mean(-2)
@@ -56,9 +56,7 @@ def test_opcheck(dtype):
     mu, logvar = torch.randn(10, 7).t().to(dtype), torch.randn(7, 10).to(dtype)
     key = (rng.seed, rng.step, 2)
     opcheck(torch.ops.fvae.reparameterize.default, (mu, logvar, *key))
-    opcheck(
-        torch.ops.fvae.reparameterize_backward.default, (mu, torch.randn(10), mu, logvar, *key)
-    )
+    opcheck(torch.ops.fvae.reparameterize_backward.default, (mu, torch.randn(10), mu, logvar, *key))
 
 
 def test_bad_input():

@@ -42,7 +42,9 @@ def test_shared_backward_equals_the_textbook():
     (want_z,) = torch.autograd.grad((logits[:, 0] - logits[:, 1]).mean(), z)
     both = discriminator(torch.cat((z, z_perm)).detach())
     classes = torch.arange(2).repeat_interleave(9)
-    want = torch.autograd.grad(nn.functional.cross_entropy(both, classes), discriminator.parameters())
+    want = torch.autograd.grad(
+        nn.functional.cross_entropy(both, classes), discriminator.parameters()
+    )
     for g, w in zip(got, [want_z, *want], strict=True):
         torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-7)
 

@@ -1,0 +1,89 @@
+"""One list of ops, shapes and inputs, for benchmarks and for checks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+
+from fvae import Philox, ops
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape.
+
+    Attributes:
+        op: name in ``fvae.ops.OPS``.
+        shape: what a row of the table says.
+        run: calls the op with a ``backend`` argument on inputs made beforehand.
+        bytes: bytes that the op must read and write at the least.
+    """
+
+    op: str
+    shape: str
+    run: Callable
+    bytes: int
+
+    @property
+    def label(self) -> str:
+        """Name of the row."""
+        return f"{self.op}[{self.shape}]"
+
+
+def cases(device: str = "cpu", batches: tuple[int, ...] = (64, 1024)) -> list[Case]:
+    """Return every op at every batch size, with float32 inputs of fixed seed, d = 10."""
+    generator = torch.Generator().manual_seed(0)
+    rng, d = Philox(0, device=device), 10
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    packed = torch.randint(0, 256, (20_000, 512), generator=generator, dtype=torch.uint8)
+    store = SimpleNamespace(data=packed.to(device), binary=True, image_shape=(1, 64, 64))
+    found = []
+    for b in batches:
+        mu, logvar, logits = normal(b, d), normal(b, d), normal(b, 2)
+        pixels, target = normal(b, 1, 64, 64), store.data[:b]
+        image = 4096
+        found += [
+            Case(
+                "gather_batch", f"B={b}",
+                lambda backend, b=b: ops.gather_batch(store, b, rng, backend),
+                b * (image // 8 + 4 * image),
+            ),
+            Case(
+                "reparameterize", f"B={b}",
+                lambda backend, m=mu, v=logvar: ops.reparameterize(m, v, rng, backend),
+                4 * (3 * b * d + d),
+            ),
+            Case(
+                "permute_dims", f"B={b}",
+                lambda backend, z=mu: ops.permute_dims(z, rng, backend),
+                4 * 2 * b * d,
+            ),
+            Case(
+                "logit_ratio", f"B={b}",
+                lambda backend, z=logits: ops.logit_ratio(z, z, backend),
+                4 * (4 * b + 2 * b),
+            ),
+            Case(
+                "bernoulli_nll", f"B={b}",
+                lambda backend, p=pixels, t=target: ops.bernoulli_nll(p, t, backend),
+                b * (4 * image + image // 8 + 4 * image),
+            ),
+        ]  # fmt: skip
+    sizes, votes, samples = (3, 6, 40, 32, 32), 800, 100
+    codes = normal(737_280, d)
+    scale, active = codes.var(0), torch.ones(d, dtype=torch.bool, device=device)
+    found.append(
+        Case(
+            "metric_votes", f"V={votes}, L={samples}",
+            lambda backend: ops.metric_votes(
+                codes, sizes, votes=votes, samples=samples, scale=scale, active=active, rng=rng,
+                backend=backend, balanced=True,
+            ),
+            4 * votes * samples * d,
+        )
+    )  # fmt: skip
+    return found
