@@ -20,8 +20,8 @@ setup: .venv/ready
 	touch $@
 
 demo: setup
-	test -e $(DEMO)/config.json || $(FVAE) train --out $(DEMO) --steps 3000 --seed 0 \
-	  --gamma 10 --learning-rate 5e-4 --disc-units 256 --disc-hidden-layers 4
+	test -e $(DEMO)/config.json || $(FVAE) train --out $(DEMO) --steps 5000 --seed 0 \
+	  --gamma 35 --warmup-steps 2000 --learning-rate 1e-3 --disc-units 256 --disc-hidden-layers 4
 	$(FVAE) train --resume $(DEMO)
 	$(FVAE) eval $(DEMO)
 	$(FVAE) report $(DEMO)

@@ -182,6 +182,7 @@ def _load_data(source: str):
 
 def _train(command: Train) -> int:
     from fvae import report, train
+    from fvae.device import keep_freed_memory
     from fvae.files import write_atomically
 
     config = _config_of(command)
@@ -197,6 +198,7 @@ def _train(command: Train) -> int:
         train.check_free(run)
         store = _load_data(config.data)
         config = train.create_run(config, run)
+    keep_freed_memory()
     with _Progress(config.steps) as progress:
         signal_number = train.train(config, store, run, progress.on_log, progress.on_step)
     if signal_number:
@@ -215,9 +217,10 @@ def _check_backend(name: str) -> None:
 
 def _eval(command: Eval) -> int:
     from fvae import evaluate
-    from fvae.device import resolve_device
+    from fvae.device import keep_freed_memory, resolve_device
 
     config = TrainConfig.from_file(command.run / "config.json")
+    keep_freed_memory()
     device = resolve_device(command.device)
     store = _load_data(config.data)
     with _stderr.status("encoding") as status:

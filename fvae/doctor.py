@@ -7,13 +7,13 @@ import shutil
 import torch
 
 from fvae import data, ops
-from fvae.device import has_fast_bf16
+from fvae.device import cpu_features, has_fast_bf16
 
 
 def diagnose() -> list[tuple[str, str]]:
     """Return (thing, finding) pairs: versions, devices, compilers, the data cache, the ops."""
     cpu = torch.device("cpu")
-    name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+    name = cpu_features().get("cpu_name", platform.machine())
     bf16 = "bf16 in hardware" if has_fast_bf16(cpu) else "no bf16 in hardware: trains in fp32"
     rows = [
         ("python", platform.python_version()),

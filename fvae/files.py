@@ -5,18 +5,22 @@ import tempfile
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, *parts: bytes | memoryview | str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
+
+    Args:
+        path: the file; its folder exists.
+        parts: its content, one after another.
 
     Raises:
         OSError: the folder is read-only or the disk is full; the old file is then untouched.
     """
-    if isinstance(content, str):
-        content = content.encode()
+    # Each writer has its own temporary file, so two processes cannot mix; the last one wins.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            for part in parts:
+                file.write(part.encode() if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files that only the owner can read; a result is an ordinary file.

@@ -107,19 +107,23 @@ def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
     Returns:
         int64 ``[4, ...]``, four words of 32 bits each, 0 to 2**32 - 1.
     """
-    shape = (2,) + (1,) * (counter.dim() - 1)
-    multipliers = torch.tensor(_MULTIPLIERS, dtype=torch.int64, device=counter.device).view(shape)
-    weyl = torch.tensor(_WEYL, dtype=torch.int64, device=counter.device).view(shape)
-    # Even and odd words apart: each round is then one product and two xors on [2, ...]. The int64
-    # product wraps modulo 2**64, which leaves all 64 bits of the unsigned product in place.
-    even, odd = counter[0::2], counter[1::2]
-    for _ in range(_ROUNDS):
+    tail = (1,) * (counter.dim() - 1)
+    device = counter.device
+    multipliers = torch.tensor(_MULTIPLIERS, dtype=torch.int64, device=device).view(2, *tail)
+    weyl = torch.tensor(_WEYL, dtype=torch.int64, device=device).view(2, *tail)
+    turns = torch.arange(_ROUNDS, device=device).view(_ROUNDS, 1, *tail)
+    # Even words swapped, odd words as they are: a round is then one product, whose high halves are
+    # the next even words and whose low halves are the next odd ones. The int64 product wraps
+    # modulo 2**64, which leaves all 64 bits of the unsigned product in place.
+    even, odd = counter[0::2].flip(0), counter[1::2]
+    keys = ((key + weyl * turns) & _MASK).unbind(0)
+    multipliers = multipliers.flip(0)
+    for round_key in keys:
         product = even * multipliers
-        high = (product >> 32) & _MASK
-        low = product & _MASK
-        even, odd = high.flip(0) ^ odd ^ key, low.flip(0)
-        key = (key + weyl) & _MASK
-    return torch.stack((even, odd), dim=1).flatten(0, 1)
+        high = (product >> 32).bitwise_and_(_MASK)
+        even = (high ^ odd ^ round_key).flip(0)
+        odd = product.bitwise_and_(_MASK)
+    return torch.stack((even.flip(0), odd), dim=1).flatten(0, 1)
 
 
 def words(seed: Tensor, step: Tensor, stream: int, count: int) -> Tensor:

@@ -7,7 +7,6 @@ both. A file is written whole or not at all, checked when it is loaded, and memo
 import hashlib
 import json
 import os
-import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import platformdirs
 import torch
 
 from fvae.data.store import Store
+from fvae.files import write_atomically
 
 _SUFFIX = ".safetensors"
 
@@ -118,18 +118,7 @@ def _save(path: Path, store: Store) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % 64)  # the data starts aligned for any processor
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Each writer has its own temporary file, so two processes cannot mix; the last one wins.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(path, len(text).to_bytes(8, "little"), text, content)
 
 
 def _warn(message: str) -> None:
