@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import re
@@ -89,7 +90,10 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         # Full disk, read-only folder: the system names the cause, the file name the thing.
         thing = error.filename or "the output folder"
-        _fail(f"{thing}: {error.strerror or error}; free the space or name another folder")
+        remedy = "name a folder that you can write to"
+        if error.errno == errno.ENOSPC:
+            remedy = "free some space, then go on with `fvae train --resume`"
+        _fail(f"{thing}: {error.strerror or error}; {remedy}")
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)

@@ -28,6 +28,8 @@ def write_atomically(path: Path, *parts: bytes | memoryview | str) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a full disk is reported by write(), which knows no name
         raise

@@ -329,7 +329,9 @@ class _StopSignal:
     def __enter__(self) -> "_StopSignal":
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._catch)
+                # Ignored by whoever started us, as a shell's background job is: leave it so.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._catch)
         except ValueError:  # not the main thread: signals are somebody else's business
             self._previous.clear()
         return self

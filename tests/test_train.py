@@ -106,13 +106,29 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(number, store, tmp_path
             os.kill(os.getpid(), number)
 
     config = train.create_run(SMALL, tmp_path / "a")
-    assert train.train(config, store, tmp_path / "a", on_step=stop) == number
+    # Whatever the shell made of SIGINT for this process.
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        assert train.train(config, store, tmp_path / "a", on_step=stop) == number
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
     assert _step(tmp_path / "a" / checkpoint.NAME) == 7
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     train.train(config, store, tmp_path / "a")
     whole = _run(SMALL, store, tmp_path / "b")
     _assert_equal(whole, load_file(tmp_path / "a" / checkpoint.NAME))
     assert _log(tmp_path / "a") == _log(tmp_path / "b")
+
+
+def test_an_ignored_signal_stays_ignored(store, tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        config = train.create_run(SMALL, tmp_path / "a")
+        kill = lambda step: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+        assert train.train(config, store, tmp_path / "a", on_step=kill) == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_raising_steps_continues(store, tmp_path):
@@ -233,7 +249,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(store, tmp_path):
 def test_bf16_tracks_fp32(dsprites, tmp_path):
     recon = {}
     for precision in ("fp32", "bf16"):
-        config = TrainConfig(steps=500, device="cpu", precision=precision, learning_rate=5e-4)
+        config = TrainConfig(steps=500, device="cpu", precision=precision)
         _run(config, dsprites, tmp_path / precision)
         recon[precision] = _log(tmp_path / precision)[-1]["recon"]
     print(recon)
