@@ -12,6 +12,7 @@ Sign convention: logit 0 is "drawn from q(z)" (class 0), logit 1 is "permuted" (
 total correlation estimate is ``mean(l0 - l1)``. The estimate can be negative.
 """
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from math import prod
 
@@ -48,16 +49,37 @@ OPS = (
     "metric_votes",
 )
 
+
+def _triton(name: str) -> Callable:
+    """Return the Triton launcher of an op; the kernels are imported at its first call."""
+
+    def run(*args):
+        from fvae import kernels
+
+        if any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args):
+            raise TypeError(
+                f"{name}: backend='triton' computes in float32, got float64; pass"
+                " backend='reference'"
+            )
+        return kernels.IMPLEMENTATIONS[name](*args)
+
+    return run
+
+
 #: Backend name -> registered op name -> implementation.
 BACKENDS: dict[str, dict[str, Callable]] = {
     "reference": {name: getattr(reference, name) for name in _SCHEMAS}
 }
+if importlib.util.find_spec("triton"):
+    BACKENDS["triton"] = {name: _triton(name) for name in _SCHEMAS if name != "metric_votes"}
 
 _LIBRARY = torch.library.Library("fvae", "DEF")
 for _name, _schema in _SCHEMAS.items():
     # The outputs never alias an input and nothing is mutated: tagged so for the compiler.
     _LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(_name, BACKENDS["reference"][_name], "CompositeExplicitAutograd")
+for _name, _run in BACKENDS.get("triton", {}).items():
+    _LIBRARY.impl(_name, _run, "CUDA")
 
 
 def backend_of(op: str, device_type: str) -> str:

@@ -1,1 +1,24 @@
-"""Triton kernels of the ops, imported as ``fvae.kernels``."""
+"""Triton kernels of the ops, imported as ``fvae.kernels``: the backend "triton".
+
+One file for each op, of the op's name: kernel and launcher. Importing this package imports Triton;
+``fvae.ops`` does so when an op first needs it.
+"""
+
+from fvae.kernels import (
+    bernoulli_nll,
+    gather_batch,
+    logit_ratio,
+    permute_dims,
+    reparameterize,
+)
+
+#: Registered op name -> launcher.
+IMPLEMENTATIONS = {
+    "gather_batch": gather_batch.gather_batch,
+    "reparameterize": reparameterize.reparameterize,
+    "reparameterize_backward": reparameterize.reparameterize_backward,
+    "permute_dims": permute_dims.permute_dims,
+    "permute_dims_backward": permute_dims.permute_dims_backward,
+    "logit_ratio": logit_ratio.logit_ratio,
+    "bernoulli_nll": bernoulli_nll.bernoulli_nll,
+}

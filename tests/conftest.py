@@ -1,7 +1,13 @@
 """What several test files share."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton reads this when it is imported: the kernels then run in its interpreter.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # One table of tolerances by dtype, (rtol, atol), for every op against its reference.
 TOLERANCE = {

@@ -1,0 +1,193 @@
+"""reparameterize: noise, exp, scale and KL in one launch; backward draws the noise again."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fvae.kernels.launch import launch, strides_3d
+from fvae.kernels.rng import NOISE, four_normals
+
+#: Counter indices (four elements each) a program.
+GROUPS = 128
+#: Elements of a tile of the KL's columns.
+KL_TILE = 1024
+
+
+@triton.jit
+def _elements(key, key_stride, rows, dims, per_key, block, GROUPS: tl.constexpr):
+    """Model, row and column of a block's elements in the row-major order of one key."""
+    element = block.to(tl.int64) * (GROUPS * 4) + tl.arange(0, GROUPS * 4)
+    flat_row = element // dims
+    # One key for all models runs on through their rows; a key for each begins anew.
+    model = tl.where(key_stride == 0, flat_row // rows, key)
+    return element, model, flat_row % rows, element % dims, element < per_key
+
+
+@triton.jit
+def _sum_kl(
+    mu_ptr, logvar_ptr, kl_ptr, m, rows, dims, mu_m, mu_b, mu_d, lv_m, lv_b, lv_d,
+    TILE: tl.constexpr, DIMS: tl.constexpr,
+):  # fmt: skip
+    """kl[m, j] of one model, its rows walked in a fixed order: the same sum at every run."""
+    j = tl.arange(0, DIMS)[None, :]
+    mu_ptr += m * mu_m + j * mu_d
+    logvar_ptr += m * lv_m + j * lv_d
+    total = tl.zeros([TILE, DIMS], tl.float32)
+    for start in range(0, rows, TILE):
+        b = tl.arange(0, TILE)[:, None].to(tl.int64) + start
+        inside = (b < rows) & (j < dims)
+        mu = tl.load(mu_ptr + b * mu_b, mask=inside, other=0.0).to(tl.float32)
+        lv = tl.load(logvar_ptr + b * lv_b, mask=inside, other=0.0).to(tl.float32)
+        total += 0.5 * (mu * mu + (tl.exp(lv) - 1.0) - lv)
+    kl = tl.sum(total, axis=0) / rows
+    column = tl.arange(0, DIMS)
+    tl.store(kl_ptr + m * dims + column, kl, mask=column < dims)
+
+
+@triton.jit
+def _write_z(
+    mu_ptr, logvar_ptr, z_ptr, seed_ptr, step_ptr, key_stride, stream, block, key, rows, dims,
+    per_key, mu_m, mu_b, mu_d, lv_m, lv_b, lv_d, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """z of one block of elements."""
+    element, m, b, j, inside = _elements(key, key_stride, rows, dims, per_key, block, GROUPS)
+    seed = tl.load(seed_ptr + key * key_stride)
+    step = tl.load(step_ptr)
+    eps = four_normals(seed, step, block * GROUPS + tl.arange(0, GROUPS), stream)
+    mu = tl.load(mu_ptr + m * mu_m + b * mu_b + j * mu_d, mask=inside).to(tl.float32)
+    lv = tl.load(logvar_ptr + m * lv_m + b * lv_b + j * lv_d, mask=inside).to(tl.float32)
+    z = mu + tl.exp(0.5 * lv) * eps
+    tl.store(z_ptr + key * per_key + element, z.to(z_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def reparameterize_kernel(
+    mu_ptr,  # [M, B, d]
+    logvar_ptr,  # [M, B, d]
+    z_ptr,  # [M, B, d] contiguous
+    kl_ptr,  # [M, d] float32
+    seed_ptr,  # int64 [] or [M]
+    step_ptr,  # int64 []
+    key_stride,  # 0 or 1
+    stream,
+    rows,  # B
+    dims,  # d
+    per_key,  # elements that share a key
+    mu_m, mu_b, mu_d,
+    lv_m, lv_b, lv_d,
+    blocks,  # programs along axis 0 that write z; the others sum one model's KL each
+    GROUPS: tl.constexpr,
+    TILE: tl.constexpr,  # rows of a KL tile
+    DIMS: tl.constexpr,  # power of two, at least d
+):  # fmt: skip
+    """z = mu + exp(logvar / 2) eps; kl[j] = mean_b (mu^2 + exp(logvar) - logvar - 1) / 2."""
+    block, key = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    if block < blocks:
+        _write_z(
+            mu_ptr, logvar_ptr, z_ptr, seed_ptr, step_ptr, key_stride, stream, block, key, rows,
+            dims, per_key, mu_m, mu_b, mu_d, lv_m, lv_b, lv_d, GROUPS,
+        )  # fmt: skip
+    else:
+        m = tl.where(key_stride == 0, (block - blocks).to(tl.int64), key)
+        _sum_kl(
+            mu_ptr, logvar_ptr, kl_ptr, m, rows, dims, mu_m, mu_b, mu_d, lv_m, lv_b, lv_d,
+            TILE, DIMS,
+        )  # fmt: skip
+
+
+@triton.jit
+def reparameterize_backward_kernel(
+    grad_z_ptr,  # [M, B, d]
+    grad_kl_ptr,  # [M, d] contiguous
+    mu_ptr,  # [M, B, d]
+    logvar_ptr,  # [M, B, d]
+    grad_mu_ptr,  # [M, B, d] contiguous
+    grad_logvar_ptr,  # [M, B, d] contiguous
+    seed_ptr,
+    step_ptr,
+    key_stride,
+    stream,
+    rows,
+    dims,
+    per_key,
+    g_m, g_b, g_d,
+    mu_m, mu_b, mu_d,
+    lv_m, lv_b, lv_d,
+    GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of mu and logvar, with the noise of the forward pass drawn again."""
+    block, key = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    element, m, b, j, inside = _elements(key, key_stride, rows, dims, per_key, block, GROUPS)
+    seed = tl.load(seed_ptr + key * key_stride)
+    step = tl.load(step_ptr)
+    eps = four_normals(seed, step, block * GROUPS + tl.arange(0, GROUPS), stream)
+    g = tl.load(grad_z_ptr + m * g_m + b * g_b + j * g_d, mask=inside).to(tl.float32)
+    k = tl.load(grad_kl_ptr + m * dims + j, mask=inside).to(tl.float32) / rows
+    mu = tl.load(mu_ptr + m * mu_m + b * mu_b + j * mu_d, mask=inside).to(tl.float32)
+    lv = tl.load(logvar_ptr + m * lv_m + b * lv_b + j * lv_d, mask=inside).to(tl.float32)
+    grad_mu = g + k * mu
+    grad_lv = 0.5 * (g * tl.exp(0.5 * lv) * eps + k * (tl.exp(lv) - 1.0))
+    out = key * per_key + element
+    tl.store(grad_mu_ptr + out, grad_mu.to(grad_mu_ptr.dtype.element_ty), mask=inside)
+    tl.store(grad_logvar_ptr + out, grad_lv.to(grad_logvar_ptr.dtype.element_ty), mask=inside)
+
+
+def _shape(x: Tensor, seed: Tensor) -> tuple[int, int, int, int, int]:
+    """Return M, B, d, number of keys, and elements that share a key."""
+    models, rows, dims = (1,) * (3 - x.dim()) + x.shape
+    keys = seed.numel() if seed.dim() else 1
+    return models, rows, dims, keys, x.numel() // keys
+
+
+def reparameterize(
+    mu: Tensor, logvar: Tensor, seed: Tensor, step: Tensor, lane: int
+) -> tuple[Tensor, Tensor]:
+    """Triton backend of ``fvae::reparameterize``."""
+    models, rows, dims, keys, per_key = _shape(mu, seed)
+    z = torch.empty(mu.shape, dtype=mu.dtype, device=mu.device)
+    kl = torch.empty((*mu.shape[:-2], dims), dtype=torch.float32, device=mu.device)
+    blocks = triton.cdiv(per_key, 4 * GROUPS)
+    width = triton.next_power_of_2(dims)
+    sums = models // keys  # programs beside the blocks, for each key
+    launch(
+        reparameterize_kernel,
+        (blocks + sums, keys),
+        (
+            mu, logvar, z, kl, seed, step, int(seed.dim() == 1), 256 * lane + NOISE.value,
+            rows, dims, per_key, *strides_3d(mu), *strides_3d(logvar), blocks,
+        ),
+        GROUPS=GROUPS,
+        TILE=max(1, min(KL_TILE // width, triton.next_power_of_2(rows))),
+        DIMS=width,
+        num_warps=4,
+    )  # fmt: skip
+    return z, kl
+
+
+def reparameterize_backward(
+    grad_z: Tensor,
+    grad_kl: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    seed: Tensor,
+    step: Tensor,
+    lane: int,
+) -> tuple[Tensor, Tensor]:
+    """Triton backend of ``fvae::reparameterize_backward``."""
+    _, rows, dims, keys, per_key = _shape(mu, seed)
+    grad_mu, grad_logvar = (
+        torch.empty(mu.shape, dtype=mu.dtype, device=mu.device) for _ in range(2)
+    )
+    launch(
+        reparameterize_backward_kernel,
+        (triton.cdiv(per_key, 4 * GROUPS), keys),
+        (
+            grad_z, grad_kl.contiguous(), mu, logvar, grad_mu, grad_logvar, seed, step,
+            int(seed.dim() == 1), 256 * lane + NOISE.value, rows, dims, per_key,
+            *strides_3d(grad_z), *strides_3d(mu), *strides_3d(logvar),
+        ),
+        GROUPS=GROUPS,
+        num_warps=4,
+    )  # fmt: skip
+    return grad_mu, grad_logvar

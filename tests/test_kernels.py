@@ -1,0 +1,253 @@
+"""Every Triton kernel against the reference, through Triton's interpreter where no GPU is.
+
+The interpreter has to be chosen before Triton is imported: conftest.py does.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import SHAPES, TOLERANCE
+from torch.library import opcheck
+
+from fvae import Philox, ops, philox
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.bfloat16]
+# Grids stay small in the interpreter: the widest of the shared shapes is for the GPU.
+MATRICES = [*SHAPES, (3, 7, 5)] if DEVICE == "cuda" else [(1, 1), (7, 3), (65, 2), (3, 7, 5)]
+
+
+@pytest.fixture(autouse=True)
+def _outputs_start_as_nan(monkeypatch):
+    """An output that a kernel leaves unwritten must not look right by chance."""
+
+    def poisoned(function):
+        def make(*args, **kwargs):
+            out = function(*args, **kwargs)
+            return out.fill_(torch.nan if out.is_floating_point() else 77)
+
+        return make
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+
+
+def _both(name, *args):
+    return [ops.BACKENDS[backend][name](*args) for backend in ("triton", "reference")]
+
+
+def _assert_close(pair, dtype):
+    rtol, atol = TOLERANCE[dtype]
+    torch.testing.assert_close(*pair, rtol=rtol, atol=atol)
+
+
+def _normal(shape, dtype):
+    return torch.randn(shape, device=DEVICE).to(dtype)
+
+
+def _keys(shape):
+    """One key, at a step beyond 32 bits; and where there are models, one each."""
+    yield Philox(2**63 + 12345, step=2**33 + 7, device=DEVICE).at_lane(3)
+    if len(shape) == 3:
+        yield Philox(range(5, 5 + shape[0]), step=1, device=DEVICE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", MATRICES)
+def test_permute_dims(shape, dtype):
+    for rng in _keys(shape):
+        args = (_normal(shape, dtype), rng.seed, rng.step, rng.lane)
+        for name in ("permute_dims", "permute_dims_backward"):
+            got, expected = _both(name, *args)
+            assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("rows", [128, 4096, 4097])
+def test_permute_dims_of_many_rows(rows):
+    rng = Philox(1, device=DEVICE)
+    args = (torch.arange(rows, device=DEVICE).float()[:, None], rng.seed, rng.step, 0)
+    for name in ("permute_dims", "permute_dims_backward"):
+        got, expected = _both(name, *args)
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", MATRICES)
+def test_reparameterize(shape, dtype):
+    for rng in _keys(shape):
+        mu, logvar = _normal(shape, dtype), _normal(shape, dtype)
+        key = (rng.seed, rng.step, rng.lane)
+        _assert_close(_both("reparameterize", mu, logvar, *key), dtype)
+        grad_kl = torch.randn(*shape[:-2], shape[-1], device=DEVICE)
+        grads = (_normal(shape, dtype), grad_kl)
+        _assert_close(_both("reparameterize_backward", *grads, mu, logvar, *key), dtype)
+
+
+def test_noise_agrees_to_rounding_over_the_whole_circle():
+    mu = torch.zeros(3000, 1, device=DEVICE)
+    rng = Philox(3, device=DEVICE)
+    got, expected = _both("reparameterize", mu, mu, rng.seed, rng.step, 0)
+    torch.testing.assert_close(got[0], expected[0], rtol=2e-6, atol=2e-6)
+    words = philox.words(rng.seed, rng.step, philox.Stream.NOISE, 3000)
+    assert torch.bincount(words[1::2] >> 29, minlength=8).min() > 100  # every octant is met
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 7, 65, 1500])
+def test_logit_ratio(rows, dtype):
+    z, perm = _normal((rows, 2), dtype) * 20, _normal((rows, 2), dtype) * 20
+    _assert_close(_both("logit_ratio", z, perm), torch.float32)
+    stacked = _both("logit_ratio", torch.stack((z, perm)), torch.stack((perm, z)))
+    _assert_close(stacked, torch.float32)
+
+
+def _target(form, logits):
+    if form == "float":
+        return torch.rand(logits.shape, device=DEVICE)
+    if form == "bool":
+        return torch.rand(logits.shape, device=DEVICE) > 0.5
+    shape = logits.shape
+    if form == "bits":
+        shape = (*shape[:-3], shape[-3:].numel() // 8)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, device=DEVICE)
+
+
+@pytest.mark.parametrize("form", ["float", "bool", "bytes", "bits"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (7, 3, 8, 8), (2, 3, 1, 64, 64)])
+def test_bernoulli_nll(shape, dtype, form):
+    logits = _normal(shape, dtype) * 20
+    target = _target(form, logits)
+    _assert_close(_both("bernoulli_nll", logits, target), dtype)
+    # The counter of finished programs is ready for the next launch.
+    _assert_close(_both("bernoulli_nll", logits, target), dtype)
+
+
+def test_bernoulli_nll_of_channels_last_keeps_the_layout():
+    logits = _normal((2, 3, 8, 8), torch.float32).contiguous(memory_format=torch.channels_last)
+    got, expected = _both("bernoulli_nll", logits, _target("bits", logits))
+    torch.testing.assert_close(got, expected)
+    assert got[1].stride() == logits.stride()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 12), (1, 64, 64)])
+@pytest.mark.parametrize("binary", [True, False])
+def test_gather_batch(binary, shape, dtype):
+    pixels = shape[0] * shape[1] * shape[2]
+    count = pixels // 8 if binary else pixels
+    data = torch.randint(0, 256, (37, count), dtype=torch.uint8, device=DEVICE)
+    for rng in (Philox(4, step=3, device=DEVICE), Philox([4, 9], device=DEVICE)):
+        args = (data, list(shape), binary, 7, rng.seed, rng.step, 1, dtype)
+        got, expected = _both("gather_batch", *args)
+        assert torch.equal(got[1], expected[1])
+        _assert_close((got[0], expected[0]), dtype)
+
+
+def test_non_contiguous_input():
+    rng = Philox(1, device=DEVICE)
+    key = (rng.seed, rng.step, 0)
+    mu, logvar = _normal((7, 10), torch.float32).chunk(2, dim=1)
+    _assert_close(_both("reparameterize", mu, logvar, *key), torch.float32)
+    z = _normal((4, 7), torch.float32).t()
+    _assert_close(_both("permute_dims", z, *key), torch.float32)
+    logits = _normal((2, 7), torch.float32).t()
+    _assert_close(_both("logit_ratio", logits, logits.flip(0)), torch.float32)
+    images = _normal((3, 1, 8, 16), torch.float32)[..., ::2]
+    _assert_close(_both("bernoulli_nll", images, images > 0), torch.float32)
+
+
+def test_public_ops_take_the_backend_and_its_gradient():
+    rng = Philox(1, device=DEVICE)
+    results = []
+    for backend in ("triton", "reference"):
+        torch.manual_seed(0)
+        mu, logvar = (_normal((7, 2), torch.float32).requires_grad_() for _ in range(2))
+        z, kl = ops.reparameterize(mu, logvar, rng, backend)
+        tc, loss, _ = ops.logit_ratio(z, ops.permute_dims(z, rng, backend), backend)
+        nll = ops.bernoulli_nll(z[..., None, None], z[..., None, None] > 0, backend)
+        total = kl.sum() + tc + loss + nll
+        results.append([total, *torch.autograd.grad(total, (mu, logvar))])
+    torch.testing.assert_close(*results)
+
+
+def test_refusals():
+    rng = Philox(1, device=DEVICE)
+    with pytest.raises(TypeError, match="permute_dims: backend='triton' computes in float32"):
+        ops.permute_dims(torch.randn(3, 2, dtype=torch.float64, device=DEVICE), rng, "triton")
+    with pytest.raises(ValueError, match="metric_votes has reference"):
+        ops.metric_votes(
+            torch.randn(4, 2, device=DEVICE), (2, 2), votes=1, samples=2, scale=torch.ones(2),
+            active=torch.ones(2, dtype=torch.bool), rng=rng, backend="triton",
+        )  # fmt: skip
+    odd = SimpleNamespace(
+        data=torch.zeros(5, 6, dtype=torch.uint8, device=DEVICE), binary=False,
+        image_shape=(1, 2, 3),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="multiple of 4 bytes"):
+        ops.gather_batch(odd, 2, rng, "triton")
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="there is a GPU: the backend works")
+def test_without_a_gpu_and_without_the_interpreter_the_error_is_clear():
+    code = (
+        "import torch; from fvae import ops\n"
+        "try: ops.permute_dims(torch.randn(4, 2), backend='triton')\n"
+        "except RuntimeError as error: print(error)"
+    )
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "backend='triton': needs CUDA tensors, got cpu" in done.stdout
+    assert "TRITON_INTERPRET=1" in done.stdout
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="no GPU: the dispatcher's Triton ops are not tried")
+def test_opcheck_on_the_gpu():
+    rng = Philox(1, device=DEVICE)
+    key = (rng.seed, rng.step, 0)
+    mu = _normal((7, 10), torch.float32)
+    opcheck(torch.ops.fvae.permute_dims.default, (mu, *key))
+    opcheck(torch.ops.fvae.reparameterize.default, (mu, mu, *key))
+    opcheck(torch.ops.fvae.logit_ratio.default, (mu[:, :2], mu[:, 2:4]))
+    images = _normal((3, 1, 8, 8), torch.float32)
+    opcheck(torch.ops.fvae.bernoulli_nll.default, (images, images > 0))
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """What every kernel compiles to for every target, compiled without the interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fvae.kernels.report", "--json"],
+        env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def test_every_kernel_compiles_for_every_target_without_a_spill(compiled, capsys):
+    found = {(row["op"], row["dtype"], row["target"]) for row in compiled}
+    for op in ops.BACKENDS["triton"]:
+        for dtype in ("float32", "bfloat16"):
+            for target in ("sm_80", "sm_90", "sm_100"):
+                assert (op, dtype, target) in found
+    with capsys.disabled():
+        print("\nkernel, dtype, target: registers, shared memory, instructions")
+        for row in compiled:
+            name = f"{row['kernel']}, {row['dtype']}, {row['target']}"
+            print(f"{name}: {row['registers']}, {row['shared']}, {row['instructions']}")
+    for row in compiled:
+        assert row["local"] == 0, row
+        assert row["instructions"] > 20, row
+
+
+def test_image_kernels_load_and_store_16_bytes_a_thread(compiled):
+    images = [row for row in compiled if row["op"] in ("gather_batch", "bernoulli_nll")]
+    assert images
+    for row in images:
+        assert (row["load"], row["store"]) == (16, 16), row
