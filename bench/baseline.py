@@ -61,9 +61,11 @@ class Textbook:
         units: int = 1000,
         noise: Callable[[Tensor], Tensor] = torch.randn_like,
         permute: Callable[[Tensor], Tensor] = permute_dims,
+        device: str = "cpu",
     ) -> None:
         self.gamma, self.noise, self.permute = gamma, noise, permute
-        self.encoder, self.decoder, self.disc = encoder(), decoder(), discriminator(units=units)
+        nets = encoder(), decoder(), discriminator(units=units)
+        self.encoder, self.decoder, self.disc = (net.to(device) for net in nets)
         self.vae_parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
         self.vae_adam = torch.optim.Adam(self.vae_parameters, lr=1e-4, foreach=False)
         self.disc_adam = torch.optim.Adam(
@@ -85,7 +87,7 @@ class Textbook:
         mu, logvar = self.encoder(x_second).chunk(2, dim=1)
         z_second = mu + torch.exp(0.5 * logvar) * self.noise(mu)
         z_perm = self.permute(z_second).detach()
-        zeros = torch.zeros(batch, dtype=torch.long)
+        zeros = torch.zeros(batch, dtype=torch.long, device=x.device)
         loss_z = F.cross_entropy(self.disc(z.detach()), zeros)
         loss_perm = F.cross_entropy(self.disc(z_perm), zeros + 1)
         disc_loss = 0.5 * (loss_z + loss_perm)

@@ -20,7 +20,7 @@ NAME = "checkpoint.safetensors"
 _FORMAT = "1"
 
 #: Settings that may differ between a run and its continuation.
-RESUMABLE = ("steps", "device", "checkpoint_every", "log_every")
+RESUMABLE = ("steps", "device", "graph", "checkpoint_every", "log_every")
 
 
 def save(run: Path, tensors: dict[str, Tensor], config: TrainConfig) -> None:

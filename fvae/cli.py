@@ -191,7 +191,7 @@ def _train(command: Train) -> int:
 
     config = _config_of(command)
     if command.backend is not None:
-        _check_backend(command.backend)
+        _check_backend(command.backend, config.device)
     if command.resume is not None:
         run = command.resume
         config = train.settle(config)
@@ -212,11 +212,16 @@ def _train(command: Train) -> int:
     return 0
 
 
-def _check_backend(name: str) -> None:
+def _check_backend(name: str, device: str) -> None:
+    """Try the backend on a tiny input, before a run folder is made."""
+    import torch
+
     from fvae import ops
+    from fvae.device import resolve_device
 
     if name not in ops.BACKENDS:
         raise UserError(f"--backend {name}: expected one of {', '.join(ops.BACKENDS)}")
+    ops.permute_dims(torch.zeros(1, 1, device=resolve_device(device)), backend=name)
 
 
 def _eval(command: Eval) -> int:

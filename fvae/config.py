@@ -61,6 +61,8 @@ class TrainConfig:
     """Arithmetic of the networks; auto takes bf16 where the processor computes it in hardware."""
     backend: str | None = None
     """Force one backend of the ops; None picks by device."""
+    graph: bool = True
+    """On a GPU, capture the whole step as a CUDA graph and replay it."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     log_every: int = 50

@@ -18,15 +18,22 @@ from fvae.two_players import two_players
 Terms = dict[str, Tensor]
 
 
-def _elbo_terms(model: VAE, x: Tensor, rng: Philox, backend: str | None) -> tuple[Terms, Tensor]:
+def _elbo_terms(
+    model: VAE, x: Tensor, target: Tensor | None, rng: Philox, backend: str | None
+) -> tuple[Terms, Tensor]:
     mu, logvar = model.encode(x)
     z, kl_dims = ops.reparameterize(mu, logvar, rng, backend)
-    recon = ops.bernoulli_nll(model.decode(z), x, backend)
+    recon = ops.bernoulli_nll(model.decode(z), x if target is None else target, backend)
     return {"recon": recon, "kl": kl_dims.sum(), "kl_dims": kl_dims}, z
 
 
 def beta_vae(
-    model: VAE, x: Tensor, weight: Tensor | float, rng: Philox, backend: str | None = None
+    model: VAE,
+    x: Tensor,
+    weight: Tensor | float,
+    rng: Philox,
+    backend: str | None = None,
+    target: Tensor | None = None,
 ) -> Terms:
     """loss = recon + beta * kl; the vae is beta = 1.
 
@@ -36,13 +43,15 @@ def beta_vae(
         weight: beta.
         rng: noise of the step.
         backend: backend of the ops.
+        target: x in another form that :func:`fvae.ops.bernoulli_nll` takes, such as packed bits;
+            None is x itself.
 
     Returns:
         loss, recon, kl, kl_dims.
 
     Source: Higgins et al. 2017, equation 4.
     """
-    terms, _ = _elbo_terms(model, x, rng, backend)
+    terms, _ = _elbo_terms(model, x, target, rng, backend)
     return {"loss": terms["recon"] + weight * terms["kl"], **terms}
 
 
@@ -54,6 +63,7 @@ def factor_vae(
     weight: Tensor | float,
     rng: Philox,
     backend: str | None = None,
+    target: Tensor | None = None,
 ) -> Terms:
     """loss = recon + kl + gamma * tc + disc_loss, for both players at once.
 
@@ -68,13 +78,15 @@ def factor_vae(
         weight: gamma.
         rng: noise and permutations of the step.
         backend: backend of the ops.
+        target: x in another form that :func:`fvae.ops.bernoulli_nll` takes, such as packed bits;
+            None is x itself.
 
     Returns:
         loss, recon, kl, kl_dims, tc, disc_loss, disc_accuracy.
 
     Source: Kim & Mnih 2018, Algorithm 2.
     """
-    terms, z = _elbo_terms(model, x, rng, backend)
+    terms, z = _elbo_terms(model, x, target, rng, backend)
     with torch.no_grad():
         mu, logvar = model.encode(x_second)
         z_second, _ = ops.reparameterize(mu, logvar, rng.at_lane(1), backend)
@@ -84,8 +96,16 @@ def factor_vae(
     return {"loss": loss, **terms, "tc": tc, "disc_loss": disc_loss, "disc_accuracy": accuracy}
 
 
-def weight_at(value: float, warmup_steps: int) -> Callable[[int], float]:
-    """Return step -> weight, linear from 0 at step 0 to ``value`` at ``warmup_steps``."""
-    if not warmup_steps:
-        return lambda step: value
-    return lambda step: value * min(1.0, step / warmup_steps)
+def weight_at(value: float, warmup_steps: int) -> Callable[[int | Tensor], float | Tensor]:
+    """Return step -> weight, linear from 0 at step 0 to ``value`` at ``warmup_steps``.
+
+    The step is a number, or a tensor on the device (the weight then is one, without a sync).
+    """
+
+    def weight(step: int | Tensor) -> float | Tensor:
+        if not warmup_steps:
+            return value
+        done = step / warmup_steps
+        return value * (done.clamp(max=1.0) if isinstance(done, Tensor) else min(1.0, done))
+
+    return weight

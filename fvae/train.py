@@ -21,6 +21,9 @@ from fvae.philox import Philox
 CONFIG_NAME = "config.json"
 LOG_NAME = "log.jsonl"
 
+# Eager steps before a CUDA graph is captured; they are steps of the run like any other.
+_GRAPH_WARM_UP = 3
+
 
 class Trainer:
     """Networks, optimizer and random numbers of one run; ``step()`` trains both players once.
@@ -59,7 +62,9 @@ class Trainer:
                     "betas": DISC_BETAS,
                 }
             )
-        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.optimizer = torch.optim.Adam(groups, fused=True, capturable=self.device.type == "cuda")
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.warm_up_steps = 0
         value = config.gamma if config.objective == "factor-vae" else config.beta
         if config.objective == "vae":
             value = 1.0
@@ -81,31 +86,85 @@ class Trainer:
         return named
 
     def step(self) -> objectives.Terms:
-        """Draw a batch, run forward and backward once, update both players.
+        """Train both players once: draw a batch, run forward and backward, update.
+
+        On a GPU the first steps run one kernel after another; then the step is captured and
+        replayed, unless the configuration says otherwise.
 
         Returns:
-            the loss terms of :mod:`fvae.objectives`, detached, on the device.
+            the loss terms of :mod:`fvae.objectives`, detached, on the device; the next step
+            overwrites them where a graph is replayed.
         """
-        config = self.config
+        if self.graph:
+            self.graph.replay()
+        elif self.device.type == "cuda" and self.config.graph:
+            if self.warm_up_steps < _GRAPH_WARM_UP:
+                self.warm_up_steps += 1
+                self.terms = self._warm_up_step()
+            else:
+                self._capture()
+                self.graph.replay()
+        else:
+            self.terms = self._step()
+        self.step_count += 1
+        return self.terms
+
+    def _warm_up_step(self) -> objectives.Terms:
+        """Step on a side stream, as capture demands of what allocates and autotunes."""
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            terms = self._step()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        return terms
+
+    def _capture(self) -> None:
+        """Record one step; what it reads and writes then stays where it is."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.terms = self._step()
+        self.graph = graph
+
+    def _step(self) -> objectives.Terms:
+        config, gpu = self.config, self.device.type == "cuda"
         two = config.objective == "factor-vae"
-        # bf16 holds the pixels 0 and 1 exactly, but not bytes / 255: the target stays float32.
-        x = ops.gather_batch(self.store, (1 + two) * config.batch_size, self.rng, config.backend)
+        low = gpu and config.precision == "bf16"
+        x, indices = ops.gather_batch(
+            self.store,
+            (1 + two) * config.batch_size,
+            self.rng,
+            config.backend,
+            dtype=torch.bfloat16 if low else torch.float32,
+            return_indices=True,
+        )
         x = x.contiguous(memory_format=torch.channels_last)
-        weight = self.weight_at(self.step_count)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        # A GPU reads the target's packed rows again rather than float images; on a CPU the images
+        # are at hand.
+        target = self._packed(indices[: config.batch_size]) if gpu else None
+        weight = self.weight_at(self.rng.step)
+        with torch.autocast(
+            self.device.type,
+            torch.bfloat16,
+            enabled=config.precision == "bf16",
+            cache_enabled=not gpu,  # a cached cast would outlive the capture it was made in
+        ):
             if two:
                 first, second = x.split(config.batch_size)
                 terms = objectives.factor_vae(
-                    self.vae, self.discriminator, first, second, weight, self.rng, config.backend
-                )
+                    self.vae, self.discriminator, first, second, weight, self.rng,
+                    config.backend, target,
+                )  # fmt: skip
             else:
-                terms = objectives.beta_vae(self.vae, x, weight, self.rng, config.backend)
+                terms = objectives.beta_vae(self.vae, x, weight, self.rng, config.backend, target)
         terms["loss"].backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.rng.advance()
-        self.step_count += 1
         return {name: term.detach() for name, term in terms.items()}
+
+    def _packed(self, indices: Tensor) -> Tensor:
+        rows = self.store.data[indices]
+        return rows if self.store.binary else rows.view(-1, *self.store.image_shape)
 
     def is_finite(self) -> bool:
         """Return whether every weight is a finite number."""

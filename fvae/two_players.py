@@ -63,8 +63,8 @@ class _SharedBackward(torch.autograd.Function):
         grads: list[Tensor] = []
 
         # The last layer's delta of s = l0 - l1 is +1 for logit 0 and -1 for logit 1.
-        toward_s = slope.new_tensor([[1.0, -1.0]])
-        delta = toward_s.expand(2 * rows, 2)
+        one = torch.ones_like(slope)
+        delta = torch.cat((one, -one), dim=1)
         for i in reversed(range(count)):
             scaled = slope * delta
             grads += [

@@ -83,19 +83,46 @@ def bernoulli_nll_kernel(
         tl.store(counter_ptr + model, 0)
 
 
-# Counters of finished programs: zero between launches, so one buffer serves every launch of a
-# stream, and none is allocated or cleared while a graph is captured.
-_COUNTERS: dict[tuple, Tensor] = {}
+class _Counters:
+    """Counters of finished programs: zero between launches, as the last program leaves them.
+
+    Two launches that may run at once need counters of their own: each stream has its, and each
+    launch that a CUDA graph records has its for good. So nothing is cleared at a launch, and
+    nothing is allocated while a graph is recorded, if an eager launch came before.
+    """
+
+    SIZE = 1 << 14
+
+    def __init__(self, device: torch.device) -> None:
+        self.buffer = torch.zeros(self.SIZE, dtype=torch.int32, device=device)
+        self.used = 0
+        self.of_stream: dict[tuple[int, int], Tensor] = {}
+
+    def take(self, models: int) -> Tensor:
+        """Return int32 zeros ``[models]`` that no other running launch uses."""
+        if self.buffer.device.type == "cpu":  # the interpreter runs one launch after another
+            return torch.zeros(models, dtype=torch.int32)
+        if torch.cuda.is_current_stream_capturing():
+            return self._new(models)
+        key = (torch.cuda.current_stream(self.buffer.device).cuda_stream, models)
+        if key not in self.of_stream:
+            self.of_stream[key] = self._new(models)
+        return self.of_stream[key]
+
+    def _new(self, models: int) -> Tensor:
+        if self.used + models > self.SIZE:
+            return torch.zeros(models, dtype=torch.int32, device=self.buffer.device)
+        self.used += models
+        return self.buffer[self.used - models : self.used]
+
+
+_COUNTERS: dict[torch.device, _Counters] = {}
 
 
 def _counter(device: torch.device, models: int) -> Tensor:
-    stream = None if device.type == "cpu" else torch.cuda.current_stream(device).cuda_stream
-    key = (device, stream)
-    counter = _COUNTERS.get(key)
-    if counter is None or counter.numel() < models:
-        counter = torch.zeros(max(models, 64), dtype=torch.int32, device=device)
-        _COUNTERS[key] = counter
-    return counter
+    if device not in _COUNTERS:
+        _COUNTERS[device] = _Counters(device)
+    return _COUNTERS[device].take(models)
 
 
 def bernoulli_nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,8 @@ import os
 import torch
 from torch import Tensor
 
+from fvae.errors import UserError
+
 
 def interpreted() -> bool:
     """Return whether kernels run through Triton's interpreter, on CPU tensors."""
@@ -15,7 +17,7 @@ def launch(kernel, grid: tuple[int, ...], args: tuple, **meta) -> None:
     """Start a kernel on the device of its first tensor.
 
     Raises:
-        RuntimeError: the tensors are on the CPU and the interpreter is off.
+        UserError: the tensors are on the CPU and the interpreter is off.
     """
     device = next(a for a in args if isinstance(a, Tensor)).device
     if device.type == "cuda":
@@ -23,7 +25,7 @@ def launch(kernel, grid: tuple[int, ...], args: tuple, **meta) -> None:
             kernel[grid](*args, **meta)
         return
     if not interpreted():
-        raise RuntimeError(
+        raise UserError(
             f"backend='triton': needs CUDA tensors, got {device.type}; move them to a GPU, or set"
             " TRITON_INTERPRET=1 before Python starts to run the kernels in Triton's interpreter"
         )

@@ -13,7 +13,7 @@ def test_losses_and_gradients_are_those_of_the_textbook(dsprites):
 
 
 def test_every_op_is_in_the_registry():
-    found = registry.cases(batches=(2,))
+    found = registry.cases(batches=(2,), image_batches=(2,))
     assert {case.op for case in found} == set(ops.OPS)
     for case in found:
         assert case.bytes > 0

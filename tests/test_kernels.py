@@ -194,11 +194,11 @@ def test_refusals():
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="there is a GPU: the backend works")
-def test_without_a_gpu_and_without_the_interpreter_the_error_is_clear():
+def test_without_a_gpu_and_without_the_interpreter_the_error_is_clear(tmp_path):
     code = (
         "import torch; from fvae import ops\n"
         "try: ops.permute_dims(torch.randn(4, 2), backend='triton')\n"
-        "except RuntimeError as error: print(error)"
+        "except ValueError as error: print(error)"
     )
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     done = subprocess.run(
@@ -206,6 +206,12 @@ def test_without_a_gpu_and_without_the_interpreter_the_error_is_clear():
     )
     assert "backend='triton': needs CUDA tensors, got cpu" in done.stdout
     assert "TRITON_INTERPRET=1" in done.stdout
+    command = [sys.executable, "-m", "fvae", "train", "--backend", "triton", "--device", "cpu"]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="no GPU: the dispatcher's Triton ops are not tried")

@@ -1,0 +1,82 @@
+"""The CUDA-graph step: what needs a GPU is skipped, saying so, elsewhere."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fvae.config import TrainConfig
+from fvae.data import Store
+from fvae.train import Trainer
+
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU: the graphed step is not tried"
+)
+
+
+class _HostTraffic(TorchDispatchMode):
+    """Record what a graph cannot hold: a value read by the host, a constant made on the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "lift_fresh", "nonzero", "equal", "is_nonzero"):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("objective", ["vae", "beta-vae", "factor-vae"])
+def test_a_step_of_kernels_never_waits_for_the_host(objective):
+    # Through the interpreter on the CPU, a GPU's step: the same Python, the same launches.
+    data = torch.randint(0, 256, (50, 512), dtype=torch.uint8)
+    config = TrainConfig(
+        objective=objective, device="cuda" if torch.cuda.is_available() else "cpu",
+        precision="fp32", backend="triton", batch_size=2, latent_dim=2, disc_units=8,
+        conv_channels=(4, 4, 4, 4), hidden_units=8, warmup_steps=5, graph=False,
+    )  # fmt: skip
+    trainer = Trainer(config, Store("bits", data, (1, 64, 64), True, (), ()))
+    trainer.step()
+    with _HostTraffic() as traffic:
+        trainer.step()
+    assert traffic.found == []
+
+
+def test_the_probe_sees_host_traffic():
+    with _HostTraffic() as traffic:
+        torch.ones(2).sum().item()
+        torch.tensor([1.0, 2.0])
+    assert traffic.found == ["_local_scalar_dense", "lift_fresh"]
+
+
+@needs_gpu
+@pytest.mark.parametrize("objective", ["beta-vae", "factor-vae"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_graph_equals_eager(objective, precision):
+    data = torch.randint(0, 256, (500, 512), dtype=torch.uint8)
+    store = Store("bits", data, (1, 64, 64), True, (), ())
+    config = TrainConfig(
+        objective=objective, device="cuda", precision=precision, disc_units=64, warmup_steps=20
+    )
+    graphed = Trainer(config, store)
+    eager = Trainer(dataclasses.replace(config, graph=False), store)
+    for _ in range(30):
+        a, b = graphed.step(), eager.step()
+        for name in b:
+            torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-3)
+    assert graphed.graph is not None
+    assert int(graphed.rng.step) == graphed.step_count == 30
+    for name, value in eager.state().items():
+        torch.testing.assert_close(graphed.state()[name], value, rtol=1e-2, atol=1e-4)
+
+
+@needs_gpu
+def test_a_replay_draws_anew():
+    data = torch.randint(0, 256, (500, 512), dtype=torch.uint8)
+    config = TrainConfig(device="cuda", disc_units=64, learning_rate=1e-12, precision="fp32")
+    trainer = Trainer(config, Store("bits", data, (1, 64, 64), True, (), ()))
+    losses = {float(trainer.step()["recon"]) for _ in range(10)}
+    assert len(losses) == 10
