@@ -20,7 +20,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, ``[B, out, 2H, 2W]``."""
         y = F.conv_transpose2d(x, self.weight, None, self.stride, self.padding)
-        return y + self.bias.to(y.dtype)[:, None, None]
+        return y.add_(self.bias.to(y.dtype)[:, None, None])
 
 
 class VAE(nn.Module):

@@ -101,7 +101,8 @@ def test_help_documents_every_option_with_its_default(capsys):
     status, out, _ = _fvae(capsys, "train", "--help")
     assert status == 0
     for field in dataclasses.fields(TrainConfig):
-        assert "--" + field.name.replace("_", "-") in out
+        prefix = "--no-" if field.default is True else "--"
+        assert prefix + field.name.replace("_", "-") in out
     assert "default: factor-vae" in out
     assert out.count("default:") >= len(dataclasses.fields(TrainConfig))
 
