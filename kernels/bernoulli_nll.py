@@ -70,7 +70,8 @@ def bernoulli_nll_kernel(
     done = tl.atomic_add(counter_ptr + model, 1, sem="acq_rel", scope="gpu")
     if done == programs - 1:
         sums = tl.zeros([PARTIALS], tl.float32)
-        for first in range(0, programs, PARTIALS):
+        first = 0  # `while`: as in logit_ratio.py
+        while first < programs:
             i = first + tl.arange(0, PARTIALS)
             # Past the first-level cache, which other processors' stores do not reach.
             sums += tl.load(
@@ -79,6 +80,7 @@ def bernoulli_nll_kernel(
                 other=0.0,
                 cache_modifier=".cg",
             )
+            first += PARTIALS
         tl.store(nll_ptr + model, tl.sum(sums, axis=0) / batch)
         tl.store(counter_ptr + model, 0)
 

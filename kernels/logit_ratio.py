@@ -45,7 +45,8 @@ def logit_ratio_kernel(
     loss = tl.zeros([TILE], tl.float32)
     right = tl.zeros([TILE], tl.int32)
     half = 0.5 / rows
-    for start in range(0, rows, TILE):
+    start = 0  # `while`: the interpreter of Triton 3.6 takes no run-time range under NumPy 2.4
+    while start < rows:
         b = tl.arange(0, TILE).to(tl.int64) + start
         inside = b < rows
         l0 = tl.load(z_ptr + b * z_b, mask=inside, other=0.0).to(tl.float32)
@@ -58,6 +59,7 @@ def logit_ratio_kernel(
         right += (inside & (s_z > 0)).to(tl.int32) + (inside & (s_perm < 0)).to(tl.int32)
         tl.store(slope_z_ptr + m * rows + b, -half * _sigmoid(-s_z), mask=inside)
         tl.store(slope_perm_ptr + m * rows + b, half * _sigmoid(s_perm), mask=inside)
+        start += TILE
     tl.store(tc_ptr + m, tl.sum(tc, axis=0) / rows)
     tl.store(loss_ptr + m, tl.sum(loss, axis=0) * half)
     tl.store(accuracy_ptr + m, tl.sum(right, axis=0).to(tl.float32) * half)

@@ -34,12 +34,14 @@ def _sum_kl(
     mu_ptr += m * mu_m + j * mu_d
     logvar_ptr += m * lv_m + j * lv_d
     total = tl.zeros([TILE, DIMS], tl.float32)
-    for start in range(0, rows, TILE):
+    start = 0  # `while`: as in logit_ratio.py
+    while start < rows:
         b = tl.arange(0, TILE)[:, None].to(tl.int64) + start
         inside = (b < rows) & (j < dims)
         mu = tl.load(mu_ptr + b * mu_b, mask=inside, other=0.0).to(tl.float32)
         lv = tl.load(logvar_ptr + b * lv_b, mask=inside, other=0.0).to(tl.float32)
         total += 0.5 * (mu * mu + (tl.exp(lv) - 1.0) - lv)
+        start += TILE
     kl = tl.sum(total, axis=0) / rows
     column = tl.arange(0, DIMS)
     tl.store(kl_ptr + m * dims + column, kl, mask=column < dims)
