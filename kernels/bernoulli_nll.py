@@ -5,12 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fvae.kernels import tiles
 from fvae.kernels.launch import launch
-
-#: Pixels a program walks, and how many at a time.
-PIXELS, TILE = 8192, 2048
-#: Partial sums that the last program adds in one go.
-PARTIALS = 1024
 
 
 @triton.jit
@@ -150,7 +146,7 @@ def bernoulli_nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         target = target.view(torch.uint8)
     grad = torch.empty_like(dense)
     nll = torch.empty(logits.shape[:-4], dtype=torch.float32, device=logits.device)
-    programs = triton.cdiv(per_model, PIXELS)
+    programs = triton.cdiv(per_model, tiles.NLL_PIXELS)
     partial = torch.empty((models, programs), dtype=torch.float32, device=logits.device)
     launch(
         bernoulli_nll_kernel,
@@ -159,10 +155,10 @@ def bernoulli_nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
          logits.shape[-4]),
         PACKED=packed,
         OCTETS=octets,
-        TILE=TILE,
-        TURNS=PIXELS // TILE,
-        PARTIALS=PARTIALS,
-        num_warps=4,
+        TILE=tiles.NLL_TILE,
+        TURNS=tiles.NLL_PIXELS // tiles.NLL_TILE,
+        PARTIALS=tiles.NLL_PARTIALS,
+        num_warps=tiles.WARPS,
     )  # fmt: skip
     # The gradient has the layout of the logits, channels_last included.
     if grad.stride() != logits.stride():

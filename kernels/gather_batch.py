@@ -5,11 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fvae.kernels import tiles
 from fvae.kernels.launch import launch
 from fvae.kernels.rng import BATCH, four_words
-
-#: Words (of four bytes) of a store's row that one program unpacks.
-WORDS = {True: 128, False: 1024}
 
 
 @triton.jit
@@ -78,7 +76,8 @@ def gather_batch(
     x = torch.empty((*shape, *image_shape), dtype=dtype, device=data.device)
     indices = torch.empty(shape, dtype=torch.int64, device=data.device)
     words = data.shape[1] // 4
-    tile = min(WORDS[packed], triton.next_power_of_2(words))
+    form = "bits" if packed else "bytes"
+    tile = min(tiles.GATHER_WORDS[form], triton.next_power_of_2(words))
     launch(
         gather_batch_kernel,
         (batch_size, triton.cdiv(words, tile), seed.numel()),
@@ -88,6 +87,6 @@ def gather_batch(
         ),
         PACKED=packed,
         WORDS=tile,
-        num_warps=1 if packed else 4,
+        num_warps=tiles.GATHER_WARPS[form],
     )  # fmt: skip
     return x, indices

@@ -5,10 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fvae.kernels import tiles
 from fvae.kernels.launch import launch, strides_3d
-
-#: Rows of a tile.
-TILE = 1024
 
 
 @triton.jit
@@ -85,7 +83,7 @@ def logit_ratio(
             logits_z, logits_perm, tc, loss, accuracy, slope_z, slope_perm, rows,
             *strides_3d(logits_z), *strides_3d(logits_perm),
         ),
-        TILE=min(TILE, triton.next_power_of_2(rows)),
-        num_warps=4,
+        TILE=min(tiles.LOGIT_ROWS, triton.next_power_of_2(rows)),
+        num_warps=tiles.WARPS,
     )  # fmt: skip
     return tc, loss, accuracy, slope_z, slope_perm

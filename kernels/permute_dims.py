@@ -5,11 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fvae.kernels import tiles
 from fvae.kernels.launch import launch, strides_3d
 from fvae.kernels.rng import PERMUTATION, four_words, interleave
-
-#: Largest batch that one program sorts; beyond it, a segmented sort and a gather.
-MAX_ROWS = 4096
 
 
 @triton.jit
@@ -89,16 +87,11 @@ def permutation_keys_kernel(
     tl.store(key_ptr + out, key, mask=row < rows)
 
 
-def warps(size: int) -> int:
-    """Warps of a program that sorts ``size`` rows: eight keys a thread, up to sixteen warps."""
-    return max(1, min(16, size // 256))
-
-
 def _permute(z: Tensor, seed: Tensor, step: Tensor, lane: int, inverse: bool) -> Tensor:
     models, rows, dims = (1,) * (3 - z.dim()) + z.shape
     stream = 256 * lane + PERMUTATION.value
     key_stride = int(seed.dim() == 1)
-    if rows > MAX_ROWS:
+    if rows > tiles.SORT_ROWS:
         return _permute_many_rows(z, seed, step, stream, key_stride, inverse)
     out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     size = max(4, triton.next_power_of_2(rows))
@@ -108,7 +101,7 @@ def _permute(z: Tensor, seed: Tensor, step: Tensor, lane: int, inverse: bool) ->
         (z, out, seed, step, key_stride, stream, rows, dims, *strides_3d(z)),
         INVERSE=inverse,
         SIZE=size,
-        num_warps=warps(size),
+        num_warps=tiles.sort_warps(size),
     )
     return out
 
@@ -116,13 +109,13 @@ def _permute(z: Tensor, seed: Tensor, step: Tensor, lane: int, inverse: bool) ->
 def _permute_many_rows(z, seed, step, stream, key_stride, inverse) -> Tensor:
     models, rows, dims = (1,) * (3 - z.dim()) + z.shape
     keys = torch.empty((models, dims, rows), dtype=torch.int64, device=z.device)
-    groups = 256
+    groups = tiles.KEY_GROUPS
     launch(
         permutation_keys_kernel,
         (triton.cdiv(rows, 4 * groups), dims, models),
         (keys, seed, step, key_stride, stream, rows, dims),
         GROUPS=groups,
-        num_warps=4,
+        num_warps=tiles.WARPS,
     )
     order = torch.sort(keys, dim=-1).values & 0xFFFFFFFF
     order = order.transpose(-1, -2).reshape(z.shape)

@@ -5,13 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fvae.kernels import tiles
 from fvae.kernels.launch import launch, strides_3d
 from fvae.kernels.rng import NOISE, four_normals
-
-#: Counter indices (four elements each) a program.
-GROUPS = 128
-#: Elements of a tile of the KL's columns.
-KL_TILE = 1024
 
 
 @triton.jit
@@ -149,7 +145,7 @@ def reparameterize(
     models, rows, dims, keys, per_key = _shape(mu, seed)
     z = torch.empty(mu.shape, dtype=mu.dtype, device=mu.device)
     kl = torch.empty((*mu.shape[:-2], dims), dtype=torch.float32, device=mu.device)
-    blocks = triton.cdiv(per_key, 4 * GROUPS)
+    blocks = triton.cdiv(per_key, 4 * tiles.NOISE_GROUPS)
     width = triton.next_power_of_2(dims)
     sums = models // keys  # programs beside the blocks, for each key
     launch(
@@ -159,10 +155,10 @@ def reparameterize(
             mu, logvar, z, kl, seed, step, int(seed.dim() == 1), 256 * lane + NOISE.value,
             rows, dims, per_key, *strides_3d(mu), *strides_3d(logvar), blocks,
         ),
-        GROUPS=GROUPS,
-        TILE=max(1, min(KL_TILE // width, triton.next_power_of_2(rows))),
+        GROUPS=tiles.NOISE_GROUPS,
+        TILE=tiles.kl_rows(rows, width),
         DIMS=width,
-        num_warps=4,
+        num_warps=tiles.WARPS,
     )  # fmt: skip
     return z, kl
 
@@ -183,13 +179,13 @@ def reparameterize_backward(
     )
     launch(
         reparameterize_backward_kernel,
-        (triton.cdiv(per_key, 4 * GROUPS), keys),
+        (triton.cdiv(per_key, 4 * tiles.NOISE_GROUPS), keys),
         (
             grad_z, grad_kl.contiguous(), mu, logvar, grad_mu, grad_logvar, seed, step,
             int(seed.dim() == 1), 256 * lane + NOISE.value, rows, dims, per_key,
             *strides_3d(grad_z), *strides_3d(mu), *strides_3d(logvar),
         ),
-        GROUPS=GROUPS,
-        num_warps=4,
+        GROUPS=tiles.NOISE_GROUPS,
+        num_warps=tiles.WARPS,
     )  # fmt: skip
     return grad_mu, grad_logvar

@@ -27,6 +27,7 @@ from fvae.kernels import (
     logit_ratio,
     permute_dims,
     reparameterize,
+    tiles,
 )
 from fvae.kernels.launch import interpreted
 
@@ -57,7 +58,7 @@ class Variant:
     types: dict[str, str]
     constants: dict[str, object]
     multiples: tuple[str, ...] = ()
-    num_warps: int = 4
+    num_warps: int = tiles.WARPS
     wide: bool = False
 
 
@@ -120,27 +121,28 @@ def variants() -> Iterator[Variant]:
         for name, packed in (("bits", True), ("bytes", False)):
             yield make(
                 "gather_batch", f"gather_batch {name}", gather_batch.gather_batch_kernel,
-                single | {"PACKED": packed, "WORDS": gather_batch.WORDS[packed]}, words,
-                multiples=("words",), num_warps=1 if packed else 4, wide=True,
+                single | {"PACKED": packed, "WORDS": tiles.GATHER_WORDS[name]}, words,
+                multiples=("words",), num_warps=tiles.GATHER_WARPS[name], wide=True,
             )  # fmt: skip
         unit = {"mu_d": 1, "lv_d": 1, "mu_m": 0, "lv_m": 0}
         yield make(
             "reparameterize", "reparameterize", reparameterize.reparameterize_kernel,
-            single | unit | {"GROUPS": reparameterize.GROUPS, "TILE": 64, "DIMS": 16},
+            single | unit
+            | {"GROUPS": tiles.NOISE_GROUPS, "TILE": tiles.kl_rows(64, 16), "DIMS": 16},
             {"kl_ptr": "*fp32"},
         )  # fmt: skip
         yield make(
             "reparameterize_backward", "reparameterize_backward",
             reparameterize.reparameterize_backward_kernel,
-            single | unit | {"g_m": 0, "g_d": 1, "GROUPS": reparameterize.GROUPS},
+            single | unit | {"g_m": 0, "g_d": 1, "GROUPS": tiles.NOISE_GROUPS},
             {"grad_kl_ptr": "*fp32"},
         )  # fmt: skip
-        for size in (64, permute_dims.MAX_ROWS):
+        for size in (64, tiles.SORT_ROWS):
             for op, inverse in (("permute_dims", False), ("permute_dims_backward", True)):
                 yield make(
                     op, f"{op} B={size}", permute_dims.permute_dims_kernel,
                     single | {"stride_m": 0, "stride_d": 1, "INVERSE": inverse, "SIZE": size},
-                    num_warps=permute_dims.warps(size),
+                    num_warps=tiles.sort_warps(size),
                 )  # fmt: skip
         sums = dict.fromkeys(
             ("tc_ptr", "loss_ptr", "accuracy_ptr", "slope_z_ptr", "slope_perm_ptr"), "*fp32"
@@ -157,15 +159,16 @@ def variants() -> Iterator[Variant]:
             yield make(
                 "bernoulli_nll", f"bernoulli_nll {name}", bernoulli_nll.bernoulli_nll_kernel,
                 {
-                    "PACKED": packed, "OCTETS": octets, "TILE": bernoulli_nll.TILE,
-                    "TURNS": bernoulli_nll.PIXELS // bernoulli_nll.TILE,
-                    "PARTIALS": bernoulli_nll.PARTIALS,
+                    "PACKED": packed, "OCTETS": octets, "TILE": tiles.NLL_TILE,
+                    "TURNS": tiles.NLL_PIXELS // tiles.NLL_TILE,
+                    "PARTIALS": tiles.NLL_PARTIALS,
                 },
                 partial | {"target_ptr": target}, multiples=("per_model",), wide=True,
             )  # fmt: skip
     yield Variant(
         "permute_dims", "permutation_keys", permute_dims.permutation_keys_kernel, "int64",
-        _types(permute_dims.permutation_keys_kernel, "*i64", {}), single | {"GROUPS": 256},
+        _types(permute_dims.permutation_keys_kernel, "*i64", {}),
+        single | {"GROUPS": tiles.KEY_GROUPS},
     )  # fmt: skip
 
 
