@@ -276,10 +276,17 @@ def create_run(config: TrainConfig, run: Path) -> TrainConfig:
 
 
 def settle(config: TrainConfig) -> TrainConfig:
-    """Return the configuration with "auto" device and precision replaced by what is here."""
+    """Return the configuration with "auto" replaced by what is here, and a file's path absolute."""
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
-    return dataclasses.replace(config, device=device.type, precision=precision)
+    data = Path(config.data).expanduser()
+    return dataclasses.replace(
+        config,
+        device=device.type,
+        precision=precision,
+        # A run is scored and shown from any folder.
+        data=str(data.resolve()) if data.suffix else config.data,
+    )
 
 
 def train(

@@ -1,8 +1,10 @@
+import itertools
 import json
 import re
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -204,3 +206,39 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
     status, _, err = _fvae(capsys, "train", *SMALL_OPTIONS, "--steps", "2", "--out", out)
     assert (status, err.count("\n")) == (2, 1)
     assert re.search(r"a/config.json: No space left on device; free some space", err)
+
+
+def _published(kind, folder):
+    """A small file with the published layout: every factor has two values."""
+    rng = np.random.default_rng(0)
+    if kind == "npz":
+        classes = np.array([(0, *c) for c in itertools.product(range(2), repeat=5)])
+        path = folder / "dsprites.npz"
+        images = rng.integers(0, 2, (32, 64, 64), dtype=np.uint8)
+        np.savez_compressed(path, imgs=images, latents_classes=classes, latents_values=classes)
+        return path
+    path = folder / "3dshapes.h5"
+    with h5py.File(path, "w") as file:
+        file["images"] = rng.integers(0, 256, (64, 64, 64, 3), dtype=np.uint8)
+        file["labels"] = np.array(list(itertools.product((0.0, 0.5), repeat=6)))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5"])
+def test_a_published_file_from_training_to_the_page(kind, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("FVAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    name = _published(kind, tmp_path).name
+    options = [*SMALL_OPTIONS, "--steps", "3", "--log-every", "1", "--out", "a"]
+    assert _fvae(capsys, "train", "--data", name, *options)[0] == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    status, out, _ = _fvae(capsys, "eval", "../a", "--json")
+    assert status == 0
+    votes = np.array(json.loads(out)["factor_vae"]["votes"])
+    assert votes.shape == (4, 5 if kind == "npz" else 6)
+    assert _fvae(capsys, "report", "../a")[0] == 0
+    assert _fvae(capsys, "traverse", "../a")[0] == 0
+    with Image.open(tmp_path / "a" / "traversal.gif") as gif:
+        assert gif.convert("RGB").size[0] > 64
