@@ -20,9 +20,9 @@ setup: .venv/ready
 	touch $@
 
 demo: setup
-	test -e $(DEMO)/config.json || $(FVAE) train --out $(DEMO) --steps 5000 --seed 0 \
-	  --gamma 35 --warmup-steps 2000 --learning-rate 1e-3 --disc-units 256 --disc-hidden-layers 4
-	$(FVAE) train --resume $(DEMO)
+	if test -e $(DEMO)/config.json; then $(FVAE) train --resume $(DEMO); \
+	else $(FVAE) train --out $(DEMO) --steps 5000 --seed 0 \
+	  --gamma 35 --warmup-steps 2000 --learning-rate 1e-3 --disc-units 256 --disc-hidden-layers 4; fi
 	$(FVAE) eval $(DEMO)
 	$(FVAE) report $(DEMO)
 

@@ -195,8 +195,8 @@ def _train(command: Train) -> int:
     if command.resume is not None:
         run = command.resume
         config = train.settle(config)
-        write_atomically(run / train.CONFIG_NAME, config.to_json())
         store = _load_data(config.data)
+        write_atomically(run / train.CONFIG_NAME, config.to_json())
     else:
         run = command.out or Path("runs") / f"{config.objective}-seed{config.seed}"
         train.check_free(run)
@@ -304,8 +304,9 @@ def _data(command: Data) -> int:
 def _doctor(_: Doctor) -> int:
     from fvae.doctor import diagnose
 
-    width = max(len(name) for name, _ in diagnose())
-    for name, finding in diagnose():
+    findings = diagnose()
+    width = max(len(name) for name, _ in findings)
+    for name, finding in findings:
         print(f"{name:<{width}}  {finding}")
     return 0
 

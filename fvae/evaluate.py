@@ -50,7 +50,7 @@ def encode(
             x = pixels(store, indices[rows]).to(device)
             mu, logvar = model.encode(x.contiguous(memory_format=torch.channels_last))
             codes[rows] = mu.cpu()
-            kl += (0.5 * (mu * mu + torch.expm1(logvar) - logvar)).double().sum(0).cpu()
+            kl += reference.kl_to_prior(mu, logvar).double().sum(0).cpu()
             on_progress(min(start + _CHUNK, len(indices)))
     return codes, kl / len(indices)
 
@@ -74,7 +74,8 @@ def evaluate(
         on_progress: called with images encoded and their total.
 
     Returns:
-        the contents of the file: scores, votes, protocol constants, seed and step.
+        the contents of the file: scores, votes, protocol constants, seed, images encoded and the
+        mean KL of each dimension.
 
     Raises:
         UserError: the set has no factors, the protocol does not exist, or the run cannot be read.

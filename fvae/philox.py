@@ -37,6 +37,10 @@ class Stream(enum.IntEnum):
     PAIRS = 4
     SAMPLE = 5
 
+    def at(self, lane: int) -> int:
+        """Return the counter's second word for this use in a lane."""
+        return 256 * lane + self
+
 
 class Philox:
     """Key and step of the random numbers that an op draws, kept on the device.
@@ -132,7 +136,7 @@ def words(seed: Tensor, step: Tensor, stream: int, count: int) -> Tensor:
     Args:
         seed: int64 ``[]`` or ``[M]``, keys.
         step: int64 ``[]``.
-        stream: ``256 * lane + use``.
+        stream: of :meth:`Stream.at`.
         count: words for each key; word i is word ``i % 4`` of counter index ``i // 4``.
 
     Returns:
@@ -148,7 +152,7 @@ def words_at(seed: Tensor, step: Tensor, stream: int, index: Tensor) -> Tensor:
     Args:
         seed: int64 ``[]`` or ``[M]``, keys.
         step: int64 ``[]``.
-        stream: ``256 * lane + use``.
+        stream: of :meth:`Stream.at`.
         index: int64 ``[n]``, 0 to 2**32 - 1.
 
     Returns:
@@ -167,6 +171,22 @@ def words_at(seed: Tensor, step: Tensor, stream: int, index: Tensor) -> Tensor:
         counter = counter.unsqueeze(1)
     key = torch.stack((seed & _MASK, (seed >> 32) & _MASK)).unsqueeze(-1)
     return philox4x32(counter, key).movedim(0, -1)
+
+
+def integers(seed: Tensor, step: Tensor, stream: int, count: int, bound: int) -> Tensor:
+    """Draw ``count`` integers in [0, bound) for each key; integer i takes word i.
+
+    Args:
+        seed: int64 ``[]`` or ``[M]``, keys.
+        step: int64 ``[]``.
+        stream: of :meth:`Stream.at`.
+        count: integers for each key.
+        bound: 1 to 2**31.
+
+    Returns:
+        int64 ``[count]`` or ``[M, count]``.
+    """
+    return bounded(words(seed, step, stream, count), bound)
 
 
 def bounded(word: Tensor, bound: int | Tensor) -> Tensor:

@@ -25,10 +25,15 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def kl_to_prior(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL of N(mu, exp(logvar)) to N(0, 1), elementwise, nats."""
+    return 0.5 * (mu * mu + torch.expm1(logvar) - logvar)
+
+
 def _noise(like: Tensor, seed: Tensor, step: Tensor, lane: int) -> Tensor:
     """Standard normal noise of the shape of ``like``; element i in row-major order takes word i."""
     count = like.numel() // seed.numel() if seed.dim() else like.numel()
-    word = philox.words(seed, step, 256 * lane + Stream.NOISE, count + count % 2)
+    word = philox.words(seed, step, Stream.NOISE.at(lane), count + count % 2)
     return philox.normal(word)[..., :count].reshape(like.shape)
 
 
@@ -38,7 +43,7 @@ def reparameterize(
     """z = mu + exp(logvar / 2) * noise; kl = mean over the batch of KL(q || N(0, 1))."""
     m, v = _wide(mu), _wide(logvar)
     z = m + torch.exp(0.5 * v) * _noise(mu, seed, step, lane)
-    kl = (0.5 * (m * m + torch.expm1(v) - v)).mean(-2)
+    kl = kl_to_prior(m, v).mean(-2)
     return z.to(mu.dtype).contiguous(), kl.contiguous()
 
 
@@ -72,7 +77,7 @@ def permutation(seed: Tensor, step: Tensor, lane: int, shape: Sequence[int]) -> 
     *models, rows, dims = shape
     groups = (rows + 3) // 4
     columns = dims if seed.dim() else prod(models) * dims
-    word = philox.words(seed, step, 256 * lane + Stream.PERMUTATION, columns * groups * 4)
+    word = philox.words(seed, step, Stream.PERMUTATION.at(lane), columns * groups * 4)
     word = word.reshape(*models, dims, groups * 4)[..., :rows]
     return torch.sort(word, dim=-1, stable=True).indices.transpose(-1, -2)
 
@@ -123,8 +128,7 @@ def gather_batch(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Images and their indices; image i of the batch takes word i: index = word * N >> 32."""
-    word = philox.words(seed, step, 256 * lane + Stream.BATCH, batch_size)
-    indices = philox.bounded(word, data.shape[0])
+    indices = philox.integers(seed, step, Stream.BATCH.at(lane), batch_size, data.shape[0])
     rows = data[indices.reshape(-1)]
     return unpack(rows, image_shape, packed, dtype).unflatten(0, indices.shape), indices
 
@@ -144,6 +148,16 @@ def bernoulli_nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return nll, grad.to(logits.dtype)
 
 
+def strides(factor_sizes: Sequence[int]) -> list[int]:
+    """Rows between neighbouring values of each factor: the product of the sizes after it."""
+    return [prod(factor_sizes[k + 1 :]) for k in range(len(factor_sizes))]
+
+
+def row_with_value(r: Tensor, value: Tensor, size: Tensor, stride: Tensor) -> Tensor:
+    """Row of the r-th image that has a value of one factor, of that factor's size and stride."""
+    return (r // stride) * (stride * size) + value * stride + r % stride
+
+
 def vote_samples(
     factor_sizes: Sequence[int],
     votes: int,
@@ -152,36 +166,32 @@ def vote_samples(
     seed: Tensor,
     step: Tensor,
     lane: int,
-    use: int = Stream.VOTES,
 ) -> tuple[Tensor, Tensor]:
     """Fixed factor and image indices of each vote.
 
     Vote v owns ``1 + ceil(L / 4)`` counter indices. Words 0 and 1 of the first choose the factor
     (``v % K`` where ``balanced``) and its value; the L words that follow choose the samples, one
-    word each: of the images that have the value, numbered r, image r is
-    ``(r // s) * (s * n) + value * s + r % s`` with n the factor's size and s its stride.
+    word each, among the images that have the value.
 
     Returns:
         factor int64 ``[votes]``, index int64 ``[votes, samples]``.
     """
     device = seed.device
     sizes = torch.tensor(factor_sizes, dtype=torch.int64, device=device)
-    strides = torch.tensor(
-        [prod(factor_sizes[k + 1 :]) for k in range(len(factor_sizes))], device=device
-    )
+    stride = torch.tensor(strides(factor_sizes), device=device)
     groups = 1 + (samples + 3) // 4
     index = torch.arange(votes * groups, dtype=torch.int64, device=device)
-    word = philox.words_at(seed, step, 256 * lane + use, index)
+    word = philox.words_at(seed, step, Stream.VOTES.at(lane), index)
     word = word.reshape(votes, groups * 4)
     if balanced:
         factor = torch.arange(votes, device=device) % len(factor_sizes)
     else:
         factor = philox.bounded(word[:, 0], len(factor_sizes))
-    n, s = sizes[factor], strides[factor]
+    n, s = sizes[factor], stride[factor]
     value = philox.bounded(word[:, 1], n)
     n, s, value = n[:, None], s[:, None], value[:, None]
     r = philox.bounded(word[:, 4 : 4 + samples], prod(factor_sizes) // n)
-    return factor, (r // s) * (s * n) + value * s + r % s
+    return factor, row_with_value(r, value, n, s)
 
 
 def metric_votes(

@@ -33,8 +33,7 @@ _KL_SAMPLE = 2048
 def sample_images(store: Store, count: int, seed: int) -> Tensor:
     """Return indices of images drawn with replacement, int64 ``[count]``."""
     rng = Philox(seed)
-    word = philox.words(rng.seed, rng.step, Stream.SAMPLE, count)
-    return philox.bounded(word, len(store))
+    return philox.integers(rng.seed, rng.step, Stream.SAMPLE.at(rng.lane), count, len(store))
 
 
 def traverse(model: VAE, code: Tensor, order: list[int], values: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fvae.kernels import tiles
 from fvae.kernels.launch import launch
-from fvae.kernels.rng import BATCH, four_words
+from fvae.kernels.rng import four_words
+from fvae.philox import Stream
 
 
 @triton.jit
@@ -83,7 +84,7 @@ def gather_batch(
         (batch_size, triton.cdiv(words, tile), seed.numel()),
         (
             data.view(torch.int32), x, indices, seed, step, int(seed.dim() == 1),
-            256 * lane + BATCH.value, data.shape[0], batch_size, words,
+            Stream.BATCH.at(lane), data.shape[0], batch_size, words,
         ),
         PACKED=packed,
         WORDS=tile,

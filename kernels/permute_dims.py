@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fvae.kernels import tiles
 from fvae.kernels.launch import launch, strides_3d
-from fvae.kernels.rng import PERMUTATION, four_words, interleave
+from fvae.kernels.rng import four_words, interleave
+from fvae.philox import Stream
 
 
 @triton.jit
@@ -89,7 +90,7 @@ def permutation_keys_kernel(
 
 def _permute(z: Tensor, seed: Tensor, step: Tensor, lane: int, inverse: bool) -> Tensor:
     models, rows, dims = (1,) * (3 - z.dim()) + z.shape
-    stream = 256 * lane + PERMUTATION.value
+    stream = Stream.PERMUTATION.at(lane)
     key_stride = int(seed.dim() == 1)
     if rows > tiles.SORT_ROWS:
         return _permute_many_rows(z, seed, step, stream, key_stride, inverse)

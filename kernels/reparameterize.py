@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fvae.kernels import tiles
 from fvae.kernels.launch import launch, strides_3d
-from fvae.kernels.rng import NOISE, four_normals
+from fvae.kernels.rng import four_normals
+from fvae.philox import Stream
 
 
 @triton.jit
@@ -152,7 +153,7 @@ def reparameterize(
         reparameterize_kernel,
         (blocks + sums, keys),
         (
-            mu, logvar, z, kl, seed, step, int(seed.dim() == 1), 256 * lane + NOISE.value,
+            mu, logvar, z, kl, seed, step, int(seed.dim() == 1), Stream.NOISE.at(lane),
             rows, dims, per_key, *strides_3d(mu), *strides_3d(logvar), blocks,
         ),
         GROUPS=tiles.NOISE_GROUPS,
@@ -182,7 +183,7 @@ def reparameterize_backward(
         (triton.cdiv(per_key, 4 * tiles.NOISE_GROUPS), keys),
         (
             grad_z, grad_kl.contiguous(), mu, logvar, grad_mu, grad_logvar, seed, step,
-            int(seed.dim() == 1), 256 * lane + NOISE.value, rows, dims, per_key,
+            int(seed.dim() == 1), Stream.NOISE.at(lane), rows, dims, per_key,
             *strides_3d(grad_z), *strides_3d(mu), *strides_3d(logvar),
         ),
         GROUPS=tiles.NOISE_GROUPS,

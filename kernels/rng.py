@@ -3,11 +3,6 @@
 import triton
 import triton.language as tl
 
-# The low byte of the counter's second word; ``fvae.philox.Stream``.
-BATCH = tl.constexpr(0)
-NOISE = tl.constexpr(1)
-PERMUTATION = tl.constexpr(2)
-
 
 @triton.jit
 def four_words(seed, step, index, stream):

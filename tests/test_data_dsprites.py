@@ -5,18 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import fvae.data
 from fvae.data import render_dsprites
 from fvae.errors import UserError
 
 SIZES = (3, 6, 40, 32, 32)
 FRAMES = np.load(Path(__file__).parent / "data" / "dsprites_real_frames.npz")
-
-
-@pytest.fixture(scope="session")
-def dsprites():
-    """The full rendered grid; drawn once for each machine, then read from the user's cache."""
-    return fvae.data.load("dsprites")
 
 
 def wrong_pixels() -> np.ndarray:

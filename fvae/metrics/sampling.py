@@ -79,8 +79,7 @@ def needed(
 
 def uniform_rows(sizes: Sequence[int], count: int, rng: Philox) -> Tensor:
     """Rows drawn uniformly with replacement, int64 ``[count]``; row i takes word i."""
-    word = philox.words(rng.seed, rng.step, 256 * rng.lane + Stream.SAMPLE, count)
-    return philox.bounded(word, prod(sizes))
+    return philox.integers(rng.seed, rng.step, Stream.SAMPLE.at(rng.lane), count, prod(sizes))
 
 
 def scale_rows(sizes: Sequence[int], samples: int | None, rng: Philox) -> Tensor:
@@ -125,8 +124,7 @@ def pair_chunks(
 
     Point p owns ``1 + L`` counter indices of Stream.PAIRS. Word 0 of the first chooses the factor
     (``p % K`` where ``balanced``). Each index that follows is a pair: word 0 chooses the value
-    that both images share, words 1 and 2 the two images, numbered as in
-    :func:`fvae.reference.vote_samples`.
+    that both images share, words 1 and 2 the two images among those that have it.
 
     Args:
         sizes: K factor sizes.
@@ -140,22 +138,22 @@ def pair_chunks(
     """
     device = rng.seed.device
     size = torch.tensor(sizes, device=device)
-    stride = torch.tensor([prod(sizes[k + 1 :]) for k in range(len(sizes))], device=device)
+    stride = torch.tensor(reference.strides(sizes), device=device)
     groups = 1 + pairs
     step = max(1, _CHUNK // groups)
     for start in range(0, points, step):
         point = torch.arange(start, min(start + step, points), device=device)
         index = (point[:, None] * groups + torch.arange(groups, device=device)).flatten()
-        word = philox.words_at(rng.seed, rng.step, 256 * rng.lane + Stream.PAIRS, index)
+        word = philox.words_at(rng.seed, rng.step, Stream.PAIRS.at(rng.lane), index)
         word = word.view(len(point), groups, 4)
         factor = point % len(sizes) if balanced else philox.bounded(word[:, 0, 0], len(sizes))
         n, s = size[factor][:, None, None], stride[factor][:, None, None]
         value = philox.bounded(word[:, 1:, :1], n)
         r = philox.bounded(word[:, 1:, 1:3], prod(sizes) // n)
-        yield factor, (r // s) * (s * n) + value * s + r % s
+        yield factor, reference.row_with_value(r, value, n, s)
 
 
 def classes_of(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     """Factor classes of rows: the mixed-radix digits, int64 ``[n, K]`` for rows ``[n]``."""
-    strides = [prod(sizes[k + 1 :]) for k in range(len(sizes))]
+    strides = reference.strides(sizes)
     return torch.stack([rows // s % n for n, s in zip(sizes, strides, strict=True)], dim=-1)
