@@ -1,17 +1,17 @@
 # make setup   the environment in .venv       make demo   train, score and show a small FactorVAE
 # make test    prove the installation         make bench  time the ops and the step
-# make lint    ruff
+# make lint    ruff                           make sanitize  the C++ tests under ASan and UBSan
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 FVAE := $(BIN)/fvae
 
-.PHONY: setup demo test lint bench
+.PHONY: setup demo test lint bench sanitize
 
 setup: .venv/ready
 
 # Made anew only when what is installed changes, so that a second run takes no time.
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml constraints.txt fvae/_build.py $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
 # torch first and pinned: a looser requirement may fetch another build of several gigabytes.
@@ -36,3 +36,17 @@ lint: setup
 bench: setup
 	$(BIN)/python -m pytest bench -m '' --benchmark-only
 	$(BIN)/python -m bench.step
+
+# The extension once more, checked memory access by memory access, with the tests that call it.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer \
+  -DFVAE_ONE_TARGET
+sanitize: setup
+	rm -rf build/sanitize
+	CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python -m pip install \
+	  --quiet --no-build-isolation --no-deps --target build/sanitize .
+	test -e build/sanitize/fvae/_C.abi3.so
+	CXXFLAGS="$(SANITIZE)" ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  $(BIN)/python -m pytest -o pythonpath=build/sanitize -k "not nvcc and not opcheck" \
+	  tests/test_csrc.py tests/test_metric_votes.py tests/test_pair_features.py \
+	  tests/test_grouped_variance.py

@@ -92,6 +92,20 @@ def cases(
             4 * votes * samples * d,
         )
     )  # fmt: skip
+    found += [
+        Case(
+            "pair_features", f"P={votes}, L=200",
+            lambda backend: ops.pair_features(
+                codes, sizes, points=votes, pairs=200, rng=rng, backend=backend, balanced=True
+            ),
+            4 * votes * 2 * 200 * d,
+        ),
+        Case(
+            "grouped_variance", f"N={len(codes)}",
+            lambda backend: ops.grouped_variance(codes, sizes, backend=backend),
+            4 * len(sizes) * len(codes) * d,
+        ),
+    ]  # fmt: skip
     return found
 
 

@@ -23,7 +23,7 @@ def diagnose() -> list[tuple[str, str]]:
         ("cuda", _cuda()),
         ("c++ compiler", _first("c++", "g++", "clang++")),
         ("nvcc", _first("nvcc")),
-        ("extension fvae._C", "built" if importlib.util.find_spec("fvae._C") else "not built"),
+        ("extension fvae._C", _extension()),
         ("data cache", str(data.cache_folder())),
     ]
     entries = data.cache_entries()
@@ -34,6 +34,12 @@ def diagnose() -> list[tuple[str, str]]:
         used = [f"{d}: {ops.backend_of(op, d)}" for d in _device_types()]
         rows.append((op, ", ".join(used)))
     return rows
+
+
+def _extension() -> str:
+    if ops.EXTENSION_ERROR is not None:
+        return f"not built ({ops.EXTENSION_ERROR}); the reference serves"
+    return "cpu and cuda" if "cuda" in ops.BACKENDS else "cpu"
 
 
 def _device_types() -> list[str]:

@@ -37,9 +37,12 @@ _SCHEMAS = {
     "bernoulli_nll": "(Tensor logits, Tensor target) -> (Tensor, Tensor)",
     "metric_votes": "(Tensor codes, int[] factor_sizes, int votes, int samples, bool balanced,"
     " Tensor scale, Tensor active, Tensor seed, Tensor step, int lane) -> Tensor",
+    "pair_features": "(Tensor codes, int[] factor_sizes, int points, int pairs, bool balanced,"
+    " Tensor seed, Tensor step, int lane) -> (Tensor, Tensor)",
+    "grouped_variance": "(Tensor codes, int[] factor_sizes) -> Tensor",
 }
 
-#: The ops of the library, in the order of a training step.
+#: The ops of the library: those of a training step in its order, then those of the metrics.
 OPS = (
     "gather_batch",
     "reparameterize",
@@ -47,7 +50,10 @@ OPS = (
     "logit_ratio",
     "bernoulli_nll",
     "metric_votes",
+    "pair_features",
+    "grouped_variance",
 )
+_METRICS = OPS[-3:]
 
 
 def _triton(name: str) -> Callable:
@@ -71,7 +77,7 @@ BACKENDS: dict[str, dict[str, Callable]] = {
     "reference": {name: getattr(reference, name) for name in _SCHEMAS}
 }
 if importlib.util.find_spec("triton"):
-    BACKENDS["triton"] = {name: _triton(name) for name in _SCHEMAS if name != "metric_votes"}
+    BACKENDS["triton"] = {name: _triton(name) for name in _SCHEMAS if name not in _METRICS}
 
 _LIBRARY = torch.library.Library("fvae", "DEF")
 for _name, _schema in _SCHEMAS.items():
@@ -82,15 +88,40 @@ for _name, _run in BACKENDS.get("triton", {}).items():
     _LIBRARY.impl(_name, _run, "CUDA")
 
 
+def _extension(name: str, device: str) -> Callable:
+    """Return an op of the C++/CUDA extension, which the dispatcher has under its device."""
+
+    def run(codes: Tensor, *args):
+        if codes.device.type != device:
+            backend = "cpp" if device == "cpu" else "cuda"
+            raise ValueError(
+                f"{name}: backend={backend!r} needs {device} tensors, got codes on {codes.device}"
+            )
+        return getattr(torch.ops.fvae, name)(codes, *args)
+
+    return run
+
+
+try:
+    from fvae import _C  # noqa: F401  # registers the ops
+except ImportError as error:
+    #: Why the extension is not there; None where it is.
+    EXTENSION_ERROR: str | None = str(error)
+else:
+    EXTENSION_ERROR = None
+    BACKENDS["cpp"] = {name: _extension(name, "cpu") for name in _METRICS}
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"fvae::{_METRICS[0]}", "CUDA"):
+        BACKENDS["cuda"] = {name: _extension(name, "cuda") for name in _METRICS}
+
+_DEVICE_OF = {"triton": "cuda", "cuda": "cuda", "cpp": "cpu"}
+
+
 def backend_of(op: str, device_type: str) -> str:
     """Return the name of the backend that ``backend=None`` picks for an op on a device type."""
     for name, implementations in BACKENDS.items():
         if name != "reference" and op in implementations and device_type == _DEVICE_OF[name]:
             return name
     return "reference"
-
-
-_DEVICE_OF = {"triton": "cuda", "cuda": "cuda", "cpp": "cpu"}
 
 
 def implementation(name: str, backend: str | None) -> Callable:
@@ -394,7 +425,37 @@ def gather_batch(
     return (x, indices) if return_indices else x
 
 
-# --- metric_votes ---------------------------------------------------------------------------
+# --- metrics --------------------------------------------------------------------------------
+
+
+def _check_grid(codes: Tensor, factor_sizes: Sequence[int]) -> list[int]:
+    """Return the sizes as ints, checked against codes ``[N, d]`` or ``[M, N, d]``."""
+    _check_float("codes", codes, (2, 3), "[N, d] or [M, N, d]")
+    sizes = [int(n) for n in factor_sizes]
+    if not sizes or min(sizes) < 2:
+        raise ValueError(f"factor_sizes: got {sizes}, expected at least one, each at least 2")
+    if prod(sizes) > 1 << 31:
+        raise ValueError(f"factor_sizes: the product of {sizes} is above 2**31")
+    if codes.shape[-2] != prod(sizes):
+        raise ValueError(
+            f"codes: got {codes.shape[-2]} rows, expected {prod(sizes)}, the product of {sizes}"
+        )
+    return sizes
+
+
+def _check_draws(
+    rng: Philox | None, codes: Tensor, count_name: str, count: int, groups: int
+) -> Philox:
+    """Return the generator, checked; ``groups`` counter indices are drawn for each of a count."""
+    if not 1 <= count <= (1 << 32) // groups:
+        raise ValueError(f"{count_name}: got {count}, expected 1 to {(1 << 32) // groups}")
+    if rng is None:
+        rng = Philox.from_torch(codes.device)
+    if rng.seed.dim():
+        raise ValueError("rng: has several keys, expected one; all models see the same draws")
+    if rng.seed.device != codes.device:
+        raise ValueError(f"rng: is on {rng.seed.device}, but the codes are on {codes.device}")
+    return rng
 
 
 def metric_votes(
@@ -417,7 +478,7 @@ def metric_votes(
 
     Args:
         codes: ``[N, d]``, or ``[M, N, d]`` for M models, which all see the same draws; float32,
-            float64 or bfloat16. N is the product of the factor sizes.
+            float64 or bfloat16, computed in float32. N is the product of the factor sizes.
         factor_sizes: K sizes, each at least 2.
         votes: number of votes, at least 1.
         samples: L, images a vote, at least 2.
@@ -431,43 +492,110 @@ def metric_votes(
 
     Returns:
         int64 ``[d, K]`` or ``[M, d, K]``; all zero for a model without an active dimension. A
-        dimension whose variance is NaN never wins over one whose is not.
+        dimension whose variance is not finite (a code is NaN) wins over none but its like.
 
     Raises:
-        TypeError: codes are not floating point.
+        TypeError: codes are not floating point, or active is not bool.
         ValueError: N is not the product of the sizes, a size is below 2, votes < 1, samples < 2,
-            or scale or active has another shape.
+            or scale, active or rng has another shape or device.
 
     Source: Kim & Mnih 2018, section 4; constants of the protocols in ``fvae.metrics.protocols``.
     """
-    _check_float("codes", codes, (2, 3), "[N, d] or [M, N, d]")
-    sizes = [int(n) for n in factor_sizes]
-    if not sizes or min(sizes) < 2:
-        raise ValueError(f"factor_sizes: got {sizes}, expected at least one, each at least 2")
-    if codes.shape[-2] != prod(sizes):
-        raise ValueError(
-            f"codes: got {codes.shape[-2]} rows, expected {prod(sizes)}, the product of {sizes}"
-        )
-    if votes < 1:
-        raise ValueError(f"votes: got {votes}, expected at least 1")
+    sizes = _check_grid(codes, factor_sizes)
     if samples < 2:
         raise ValueError(f"samples: got {samples}, expected at least 2")
+    rng = _check_draws(rng, codes, "votes", votes, 1 + (samples + 3) // 4)
     each = (*codes.shape[:-2], codes.shape[-1])
     for name, value in (("scale", scale), ("active", active)):
-        if value.shape != each:
-            raise ValueError(f"{name}: got shape {list(value.shape)}, expected {list(each)}")
-    if rng is None:
-        rng = Philox.from_torch(codes.device)
-    if rng.seed.dim():
-        raise ValueError("rng: has several keys, expected one; all models see the same votes")
-    batch = codes.dim() == 3
-    stacked = (codes, scale, active) if batch else (codes[None], scale[None], active[None])
-    codes, scale, active = stacked
+        if value.shape != each or value.device != codes.device:
+            raise ValueError(
+                f"{name}: got shape {list(value.shape)} on {value.device}, expected {list(each)}"
+                f" on {codes.device}"
+            )
+    if active.dtype != torch.bool:
+        raise TypeError(f"active: got {active.dtype}, expected torch.bool")
+    stacked = codes if codes.dim() == 3 else codes[None]
     run = implementation("metric_votes", backend)
     result = run(
-        codes, sizes, votes, samples, balanced, scale, active, rng.seed, rng.step, rng.lane
-    )
-    return result if batch else result[0]
+        stacked, sizes, votes, samples, balanced, scale.float().view(stacked.shape[0], -1),
+        active.view(stacked.shape[0], -1), rng.seed, rng.step, rng.lane,
+    )  # fmt: skip
+    return result if codes.dim() == 3 else result[0]
+
+
+def pair_features(
+    codes: Tensor,
+    factor_sizes: Sequence[int],
+    *,
+    points: int,
+    pairs: int,
+    rng: Philox | None,
+    backend: str | None = None,
+    balanced: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """features[p, j] = mean over the L pairs of point p of |z1_j - z2_j|; factors[p], the label.
+
+    Each point fixes one factor. Each of its pairs draws a value of that factor, which both images
+    share, and all else of both images at random. A linear classifier from features to factors is
+    Higgins' metric.
+
+    Args:
+        codes: ``[N, d]``, or ``[M, N, d]`` for M models, which all see the same draws; float32,
+            float64 or bfloat16. N is the product of the factor sizes, the last varying fastest.
+        factor_sizes: K sizes, each at least 2.
+        points: P, at least 1.
+        pairs: L, pairs a point, at least 1.
+        rng: a Philox with one key; None draws a key from PyTorch's global generator.
+        backend: None picks; otherwise a name in :data:`BACKENDS`.
+        balanced: point p fixes factor p % K (protocol kim2018) instead of a random one
+            (locatello2019).
+
+    Returns:
+        features, float32 ``[P, d]`` or ``[M, P, d]``, in the unit of the codes, and factors, int64
+        ``[P]``, 0 to K - 1.
+
+    Raises:
+        TypeError: codes are not floating point.
+        ValueError: N is not the product of the sizes, a size is below 2, points < 1 or pairs < 1.
+
+    Source: Higgins et al. 2017, section 3.
+    """
+    sizes = _check_grid(codes, factor_sizes)
+    if pairs < 1:
+        raise ValueError(f"pairs: got {pairs}, expected at least 1")
+    rng = _check_draws(rng, codes, "points", points, 1 + pairs)
+    stacked = codes if codes.dim() == 3 else codes[None]
+    run = implementation("pair_features", backend)
+    features, factors = run(stacked, sizes, points, pairs, balanced, rng.seed, rng.step, rng.lane)
+    return features if codes.dim() == 3 else features[0], factors
+
+
+def grouped_variance(
+    codes: Tensor, factor_sizes: Sequence[int], backend: str | None = None
+) -> Tensor:
+    """variance[g, j] = population variance of z_j over all images of group g.
+
+    A group is the images that have one value of one factor; the groups are ordered by factor,
+    then by value. Protocol exhaustive of the FactorVAE metric takes one vote from each.
+
+    Args:
+        codes: ``[N, d]``, or ``[M, N, d]`` for M models; float32, float64 or bfloat16. N is the
+            product of the factor sizes, the last varying fastest.
+        factor_sizes: K sizes, each at least 2.
+        backend: None picks; otherwise a name in :data:`BACKENDS`.
+
+    Returns:
+        float32 ``[G, d]`` or ``[M, G, d]``, G the sum of the sizes, in the square of the codes'
+        unit; summed in float64, and exactly 0 where all codes of a group are the same.
+
+    Raises:
+        TypeError: codes are not floating point.
+        ValueError: N is not the product of the sizes, or a size is below 2.
+    """
+    sizes = _check_grid(codes, factor_sizes)
+    stacked = codes if codes.dim() == 3 else codes[None]
+    result = implementation("grouped_variance", backend)(stacked, sizes)
+    return result if codes.dim() == 3 else result[0]
 
 
 # --- fakes: shapes and dtypes for torch.compile -----------------------------------------------
@@ -522,3 +650,15 @@ def _(logits, target):
 def _(codes, factor_sizes, votes, samples, balanced, scale, active, seed, step, lane):
     shape = (codes.shape[0], codes.shape[2], len(factor_sizes))
     return codes.new_empty(shape, dtype=torch.int64)
+
+
+@torch.library.register_fake("fvae::pair_features", lib=_LIBRARY)
+def _(codes, factor_sizes, points, pairs, balanced, seed, step, lane):
+    features = codes.new_empty((codes.shape[0], points, codes.shape[2]), dtype=torch.float32)
+    return features, codes.new_empty((points,), dtype=torch.int64)
+
+
+@torch.library.register_fake("fvae::grouped_variance", lib=_LIBRARY)
+def _(codes, factor_sizes):
+    shape = (codes.shape[0], sum(factor_sizes), codes.shape[2])
+    return codes.new_empty(shape, dtype=torch.float32)

@@ -7,7 +7,7 @@ float64 where the input is float64.
 Sign convention: logit 0 is "drawn from q(z)" (class 0), logit 1 is "permuted" (class 1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import torch
@@ -19,6 +19,9 @@ from fvae.philox import Stream
 
 # Row b holds the bits of byte b, lowest first: unpacking is then one table lookup.
 _BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.float32)
+
+# Pairs drawn at a time: bounds the working memory to tens of megabytes.
+_PAIRS_AT_ONCE = 1 << 17
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -209,12 +212,81 @@ def metric_votes(
     """Votes of each model: the active dimension of least variance / scale votes for the factor."""
     factor, index = vote_samples(factor_sizes, votes, samples, balanced, seed, step, lane)
     usable = active & (scale > 0)
+    most = torch.finfo(torch.float32).max
     counts = []
     for m in range(codes.shape[0]):
-        variance = codes[m][index].float().var(dim=1)
-        ratio = torch.where(usable[m], variance / scale[m], torch.inf)
-        winner = ratio.nan_to_num(torch.inf, torch.inf).argmin(-1)
+        # Differences from the first sample: exact where the mean dwarfs the deviation.
+        sample = codes[m][index].float()
+        ratio = (sample - sample[:, :1]).var(dim=1) / scale[m]
+        # A ratio that is not finite loses to all that are, but not to a dimension out of the race.
+        ratio = ratio.nan_to_num(most, most).clamp(max=most)
+        winner = torch.where(usable[m], ratio, torch.inf).argmin(-1)
         cell = winner * len(factor_sizes) + factor
         count = torch.bincount(cell, minlength=codes.shape[2] * len(factor_sizes))
         counts.append(count * usable[m].any())
     return torch.stack(counts).view(codes.shape[0], codes.shape[2], len(factor_sizes))
+
+
+def pair_chunks(
+    factor_sizes: Sequence[int],
+    points: int,
+    pairs: int,
+    balanced: bool,
+    seed: Tensor,
+    step: Tensor,
+    lane: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Fixed factor and pairs of rows of each point, some points at a time.
+
+    Point p owns ``1 + L`` counter indices of Stream.PAIRS. Word 0 of the first chooses the factor
+    (``p % K`` where ``balanced``). Each index that follows is a pair: word 0 chooses the value
+    that both images share, words 1 and 2 the two images among those that have it.
+
+    Yields:
+        factor int64 ``[n]``, rows int64 ``[n, L, 2]``.
+    """
+    device = seed.device
+    size = torch.tensor(factor_sizes, device=device)
+    stride = torch.tensor(strides(factor_sizes), device=device)
+    groups = 1 + pairs
+    at_once = max(1, _PAIRS_AT_ONCE // groups)
+    for start in range(0, points, at_once):
+        point = torch.arange(start, min(start + at_once, points), device=device)
+        index = (point[:, None] * groups + torch.arange(groups, device=device)).flatten()
+        word = philox.words_at(seed, step, Stream.PAIRS.at(lane), index)
+        word = word.view(len(point), groups, 4)
+        count = len(factor_sizes)
+        factor = point % count if balanced else philox.bounded(word[:, 0, 0], count)
+        n, s = size[factor][:, None, None], stride[factor][:, None, None]
+        value = philox.bounded(word[:, 1:, :1], n)
+        r = philox.bounded(word[:, 1:, 1:3], prod(factor_sizes) // n)
+        yield factor, row_with_value(r, value, n, s)
+
+
+def pair_features(
+    codes: Tensor,
+    factor_sizes: Sequence[int],
+    points: int,
+    pairs: int,
+    balanced: bool,
+    seed: Tensor,
+    step: Tensor,
+    lane: int,
+) -> tuple[Tensor, Tensor]:
+    """Mean over a point's pairs of |z1 - z2|, and the factor that each of them shares."""
+    features, factors = [], []
+    for factor, rows in pair_chunks(factor_sizes, points, pairs, balanced, seed, step, lane):
+        z = _wide(codes[:, rows])
+        features.append((z[..., 0, :] - z[..., 1, :]).abs().mean(-2).float())
+        factors.append(factor)
+    return torch.cat(features, dim=1), torch.cat(factors)
+
+
+def grouped_variance(codes: Tensor, factor_sizes: Sequence[int]) -> Tensor:
+    """Population variance over all images that have a value, for each value of each factor."""
+    groups = []
+    for size, stride in zip(factor_sizes, strides(factor_sizes), strict=True):
+        grid = codes.unflatten(1, (-1, size, stride)).double().movedim(2, 1).flatten(2, 3)
+        # Less its first row, a dimension that is constant here has a variance of exactly 0.
+        groups.append((grid - grid[:, :, :1]).var(dim=2, correction=0))
+    return torch.cat(groups, dim=1).float()

@@ -182,8 +182,9 @@ def test_refusals():
         ops.permute_dims(torch.randn(3, 2, dtype=torch.float64, device=DEVICE), rng, "triton")
     with pytest.raises(ValueError, match="metric_votes has reference"):
         ops.metric_votes(
-            torch.randn(4, 2, device=DEVICE), (2, 2), votes=1, samples=2, scale=torch.ones(2),
-            active=torch.ones(2, dtype=torch.bool), rng=rng, backend="triton",
+            torch.randn(4, 2, device=DEVICE), (2, 2), votes=1, samples=2, rng=rng,
+            scale=torch.ones(2, device=DEVICE), backend="triton",
+            active=torch.ones(2, dtype=torch.bool, device=DEVICE),
         )  # fmt: skip
     odd = SimpleNamespace(
         data=torch.zeros(5, 6, dtype=torch.uint8, device=DEVICE), binary=False,

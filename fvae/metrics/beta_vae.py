@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from fvae import ops
 from fvae.metrics.checks import codes_of, factor_sizes_of, require_finite, seed_of
 from fvae.metrics.protocols import BETA_VAE, BetaVaeProtocol, lookup
-from fvae.metrics.sampling import EVAL_LANE, TRAIN_LANE, beta_vae_rows, pair_chunks
+from fvae.metrics.sampling import EVAL_LANE, TRAIN_LANE, beta_vae_rows
 from fvae.philox import Philox
 
 
@@ -39,6 +39,8 @@ def beta_vae_score(
     factor_sizes: Sequence[int],
     protocol: str = "kim2018",
     seed: int = 0,
+    *,
+    backend: str | None = None,
 ) -> BetaVaeResult:
     """Score = accuracy of a linear classifier from ``x_j = mean over pairs |z1_j - z2_j|`` to k.
 
@@ -54,6 +56,7 @@ def beta_vae_score(
             points score it) or "locatello2019" (LogisticRegression on the features as they are,
             other points score it), a name in :data:`fvae.metrics.BETA_VAE`.
         seed: key of the draws.
+        backend: of :func:`fvae.ops.pair_features`; None picks.
 
     Returns:
         A :class:`BetaVaeResult`.
@@ -72,7 +75,12 @@ def beta_vae_score(
     require_finite(codes, lambda: beta_vae_rows(sizes, constants, rng))
 
     def points(count: int, lane: int) -> tuple[np.ndarray, np.ndarray]:
-        return _points(codes, sizes, count, constants, rng.at_lane(lane))
+        """Features float64 [count, d] and fixed factors int64 [count]."""
+        features, factors = ops.pair_features(
+            codes, sizes, points=count, pairs=constants.pairs, rng=rng.at_lane(lane),
+            balanced=constants.balanced, backend=backend,
+        )  # fmt: skip
+        return features.double().cpu().numpy(), factors.cpu().numpy()
 
     x, k = points(constants.points, TRAIN_LANE)
     if (k == k[0]).all():  # one factor: nothing to tell apart, and no classifier takes it
@@ -87,19 +95,6 @@ def beta_vae_score(
         return BetaVaeResult(train_score, train_score, constants)
     score = float(model.score(*points(constants.eval_points, EVAL_LANE)))
     return BetaVaeResult(score, train_score, constants)
-
-
-def _points(
-    codes: Tensor, sizes: Sequence[int], count: int, constants: BetaVaeProtocol, rng: Philox
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features float64 ``[count, d]`` and fixed factors int64 ``[count]``."""
-    features, factors = [], []
-    for factor, rows in pair_chunks(sizes, count, constants.pairs, constants.balanced, rng):
-        z = codes[rows]
-        z = z if z.dtype == torch.float64 else z.float()
-        features.append((z[:, :, 0] - z[:, :, 1]).abs().mean(1).double().cpu())
-        factors.append(factor.cpu())
-    return torch.cat(features).numpy(), torch.cat(factors).numpy()
 
 
 def _classifier(constants: BetaVaeProtocol):

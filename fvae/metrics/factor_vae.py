@@ -71,7 +71,8 @@ def factor_vae_score(
             "exhaustive" drop dimensions below 0.1 nats (a constant of ours: the paper gives
             none); without it they drop only constant ones. "locatello2019" drops by standard
             deviation (below 0.05) and does not read kl.
-        backend: of :func:`fvae.ops.metric_votes`; None picks.
+        backend: of :func:`fvae.ops.metric_votes` and :func:`fvae.ops.grouped_variance`; None
+            picks.
 
     Returns:
         A :class:`FactorVaeResult`. Without an active dimension the score is 0 and the note says
@@ -110,15 +111,15 @@ def factor_vae_score(
             note="no active dimension",
         )
 
-    if constants.votes is None:
-        votes = _exhaustive_votes(codes.double().cpu().numpy(), sizes, std, active)
-        score = _accuracy(votes, votes.double() / torch.tensor(sizes))
-        return FactorVaeResult(score, votes, constants, active, train_score=score)
-
     # Standardised codes keep the float32 arithmetic of the votes exact for any unit and offset.
     wide = codes if codes.dtype == torch.float64 else codes.float()
     divisor = torch.where(active, std, 1.0)
     z = ((wide - mean.to(wide)) / divisor.to(wide)).float()
+
+    if constants.votes is None:
+        votes = _exhaustive_votes(ops.grouped_variance(z, sizes, backend).cpu(), sizes, active)
+        score = _accuracy(votes, votes.double() / torch.tensor(sizes))
+        return FactorVaeResult(score, votes, constants, active, train_score=score)
 
     def votes_of(count: int, lane: int) -> Tensor:
         return ops.metric_votes(
@@ -149,22 +150,13 @@ def _accuracy(train: Tensor, scored: Tensor) -> float:
     return float(scored[np.arange(len(scored)), predicted].sum() / scored.sum())
 
 
-def _exhaustive_votes(
-    codes: np.ndarray, sizes: Sequence[int], std: Tensor, active: Tensor
-) -> Tensor:
-    """One vote for each value of each factor, over all images that have it: int64 [d, K]."""
-    votes = torch.zeros(codes.shape[1], len(sizes), dtype=torch.int64)
-    columns = active.nonzero().flatten()
-    z = codes[:, columns.numpy()] / std[columns].numpy()
-    inner = len(codes)
-    for k, n in enumerate(sizes):
-        inner //= n
-        grid = z.reshape(-1, n, inner, len(columns))
-        for value in range(n):
-            block = grid[:, value].reshape(-1, len(columns))
-            # Less its first row, a dimension that is constant here has a variance of exactly 0.
-            votes[columns[(block - block[0]).var(0).argmin()], k] += 1
-    return votes
+def _exhaustive_votes(variance: Tensor, sizes: Sequence[int], active: Tensor) -> Tensor:
+    """One vote for each value of each factor, from variances [sum of sizes, d]: int64 [d, K]."""
+    factor = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    # NumPy's argmin takes the first of equals, which PyTorch's does not promise.
+    winner = torch.from_numpy(torch.where(active, variance, torch.inf).numpy().argmin(1))
+    votes = torch.zeros(len(active), len(sizes), dtype=torch.int64)
+    return votes.index_put_((winner, factor), torch.tensor(1), accumulate=True)
 
 
 def _kl_of(kl: Tensor | np.ndarray | Sequence[float], dims: int) -> Tensor:

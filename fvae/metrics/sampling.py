@@ -33,9 +33,6 @@ TRAIN_LANE, EVAL_LANE = 0, 1
 # Lanes of Stream.SAMPLE. MIG, SAP and DCI share theirs, so that fewer images need encoding.
 SCALE_LANE, TRAIN_SAMPLE_LANE, TEST_SAMPLE_LANE = 0, 1, 2
 
-# Pairs drawn at a time: bounds the working memory to tens of megabytes.
-_CHUNK = 1 << 17
-
 
 def needed(
     factor_sizes: Sequence[int],
@@ -111,46 +108,10 @@ def _beta_vae_chunks(
     sizes: Sequence[int], protocol: BetaVaeProtocol, rng: Philox
 ) -> Iterator[Tensor]:
     for points, lane in ((protocol.points, TRAIN_LANE), (protocol.eval_points, EVAL_LANE)):
-        for _, rows in pair_chunks(
-            sizes, points, protocol.pairs, protocol.balanced, rng.at_lane(lane)
+        for _, rows in reference.pair_chunks(
+            sizes, points, protocol.pairs, protocol.balanced, rng.seed, rng.step, lane
         ):
             yield rows
-
-
-def pair_chunks(
-    sizes: Sequence[int], points: int, pairs: int, balanced: bool, rng: Philox
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Fixed factor and pairs of rows of each point, some points at a time.
-
-    Point p owns ``1 + L`` counter indices of Stream.PAIRS. Word 0 of the first chooses the factor
-    (``p % K`` where ``balanced``). Each index that follows is a pair: word 0 chooses the value
-    that both images share, words 1 and 2 the two images among those that have it.
-
-    Args:
-        sizes: K factor sizes.
-        points: number of points; 0 yields nothing.
-        pairs: L, pairs a point.
-        balanced: whether the factors take turns.
-        rng: key, step and lane.
-
-    Yields:
-        factor int64 ``[n]``, rows int64 ``[n, L, 2]``.
-    """
-    device = rng.seed.device
-    size = torch.tensor(sizes, device=device)
-    stride = torch.tensor(reference.strides(sizes), device=device)
-    groups = 1 + pairs
-    step = max(1, _CHUNK // groups)
-    for start in range(0, points, step):
-        point = torch.arange(start, min(start + step, points), device=device)
-        index = (point[:, None] * groups + torch.arange(groups, device=device)).flatten()
-        word = philox.words_at(rng.seed, rng.step, Stream.PAIRS.at(rng.lane), index)
-        word = word.view(len(point), groups, 4)
-        factor = point % len(sizes) if balanced else philox.bounded(word[:, 0, 0], len(sizes))
-        n, s = size[factor][:, None, None], stride[factor][:, None, None]
-        value = philox.bounded(word[:, 1:, :1], n)
-        r = philox.bounded(word[:, 1:, 1:3], prod(sizes) // n)
-        yield factor, reference.row_with_value(r, value, n, s)
 
 
 def classes_of(rows: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -1,0 +1,145 @@
+// The arithmetic of the metrics, written once for the host and the device.
+//
+// A policy `Lanes` says how many dimensions of the codes are at work at a time and who does what.
+// For sets of samples, in which a lane has all samples of its dimensions:
+//
+//   Value               one number (a device thread) or a vector of them (the host)
+//   tile                dimensions that all lanes together take at a time
+//   offset(), width     first dimension of this lane within the tile, and how many it has
+//   chunk()             samples that the scratch memory holds
+//   gather(first, n, j0)  see to it that samples first .. first + n of the tile at dimension j0 are
+//                       there; the host has fetched the first tile of many sets before
+//   load(s)             the lane's Value of fetched sample s
+//   at(value, w)        element w of a Value, as a float
+//   least(best)         the best of all lanes
+//
+// For groups of many rows, which are shared out among the lanes:
+//
+//   row(), rows()       first row of this lane, and how many lanes step along together
+//   load(row)           the lane's Value (of doubles) of a row of the codes
+//   total(value)        the sum over all lanes that have this lane's dimensions
+//
+// Every sum runs over the samples in the same order on both machines.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+
+#include "grid.h"
+
+namespace fvae {
+
+// The dimension of least ratio so far; none yet is -1, at infinity.
+struct Best {
+  float ratio;
+  int dim;
+
+  FVAE_HD bool beats(const Best& other) const {
+    return ratio < other.ratio || (ratio == other.ratio && dim < other.dim);
+  }
+};
+
+// Call visit(s) for each sample, s counted within a chunk, fetching the chunks one after another.
+// `fetched` says that the first (and only) chunk is there already.
+template <class Lanes, class Visit>
+FVAE_HD void each_sample(Lanes& lanes, int64_t samples, int64_t j0, bool fetched, Visit visit) {
+  const int64_t chunk = lanes.chunk();
+  for (int64_t first = 0; first < samples; first += chunk) {
+    const int n = int(samples - first < chunk ? samples - first : chunk);
+    if (!fetched) lanes.gather(first, n, j0);
+    // Four sums at a time: an addition need not wait for the one before it.
+    int s = 0;
+    for (; s + 4 <= n; s += 4) {
+      visit(s, 0);
+      visit(s + 1, 1);
+      visit(s + 2, 2);
+      visit(s + 3, 3);
+    }
+    for (; s < n; ++s) visit(s, 0);
+  }
+}
+
+// argmin over dimensions of (variance over the samples, L - 1 in the denominator) / scale.
+//
+// Two passes over differences from the first sample: right in float32 even where the mean is
+// 10^4 deviations away. A dimension that is inactive or of scale 0 never wins, one whose ratio is not
+// finite wins over none but its like, ties go to the lowest; -1 where no dimension can win.
+template <class Lanes>
+FVAE_HD int least_variance(Lanes& lanes, int64_t samples, int64_t dims, const float* scale,
+                           const bool* active) {
+  using Value = typename Lanes::Value;
+  Best best{INFINITY, -1};
+  const bool once = samples <= lanes.chunk();
+  for (int64_t j0 = 0; j0 < dims; j0 += Lanes::tile) {
+    Value first{};
+    Value sum[4] = {};
+    bool started = false;
+    each_sample(lanes, samples, j0, false, [&](int s, int u) FVAE_LAMBDA {
+      if (!started) first = lanes.load(0);
+      started = true;
+      sum[u] += lanes.load(s) - first;
+    });
+    const Value mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) / float(samples);
+    Value square[4] = {};
+    each_sample(lanes, samples, j0, once, [&](int s, int u) FVAE_LAMBDA {
+      const Value x = lanes.load(s) - first - mean;
+      square[u] += x * x;
+    });
+    const Value variance =
+        ((square[0] + square[1]) + (square[2] + square[3])) / float(samples - 1);
+    for (int w = 0; w < Lanes::width; ++w) {
+      const int64_t j = j0 + lanes.offset() + w;
+      if (j >= dims || !active[j] || !(scale[j] > 0)) continue;
+      const float ratio = lanes.at(variance, w) / scale[j];
+      const float finite = ratio <= FLT_MAX ? ratio : FLT_MAX;
+      // Selects, not a branch: who wins is what nobody can predict. Ties stay with the lower.
+      const bool better = finite < best.ratio;
+      best.ratio = better ? finite : best.ratio;
+      best.dim = better ? int(j) : best.dim;
+    }
+  }
+  return lanes.least(best).dim;
+}
+
+// out[j] = mean over the pairs of |z1_j - z2_j|; `load` of such lanes is that distance.
+template <class Lanes>
+FVAE_HD void mean_distance(Lanes& lanes, int64_t pairs, int64_t dims, float* out) {
+  using Value = typename Lanes::Value;
+  for (int64_t j0 = 0; j0 < dims; j0 += Lanes::tile) {
+    Value sum[4] = {};
+    each_sample(lanes, pairs, j0, false, [&](int s, int u) FVAE_LAMBDA { sum[u] += lanes.load(s); });
+    const Value mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) / float(pairs);
+    for (int w = 0; w < Lanes::width; ++w) {
+      const int64_t j = j0 + lanes.offset() + w;
+      if (j < dims) out[j] = lanes.at(mean, w);
+    }
+  }
+}
+
+// out[j] = population variance over all rows that have the value, for `dims` dimensions.
+//
+// Differences from the first row, summed in double: no second pass, and exactly 0 where all rows
+// are the same.
+template <class Lanes>
+FVAE_HD void group_variance(Lanes& lanes, const Factor& factor, uint32_t value, int64_t dims,
+                            float* out) {
+  using Value = typename Lanes::Value;
+  const uint32_t images = factor.images();
+  const Value first = lanes.load(factor.row(0, value));
+  Value sum{}, square{};
+  for (uint32_t r = lanes.row(); r < images; r += lanes.rows()) {
+    const Value x = lanes.load(factor.row(r, value)) - first;
+    sum += x;
+    square += x * x;
+  }
+  sum = lanes.total(sum);
+  square = lanes.total(square);
+  const Value variance = (square - sum * sum / double(images)) / double(images);
+  for (int w = 0; w < Lanes::width; ++w) {
+    const double v = lanes.at(variance, w);
+    // Not max(0, v), which would hide a NaN.
+    if (lanes.row() == 0 && lanes.offset() + w < dims) out[lanes.offset() + w] = v < 0 ? 0 : v;
+  }
+}
+
+}  // namespace fvae

@@ -1,0 +1,50 @@
+// A full grid of factor classes: which rows of the codes have a value of a factor.
+#pragma once
+
+#include "philox.h"
+
+namespace fvae {
+
+// 31 factors of two values are 2^31 rows, the most that a 32-bit word can choose from.
+constexpr int kMaxFactors = 31;
+
+// Numbers of one factor: the grid's rows are outer x size x stride, the last varying fastest.
+struct Factor {
+  uint32_t size;
+  uint32_t stride;  // rows between neighbouring values
+  uint32_t outer;
+
+  FVAE_HD uint32_t images() const { return outer * stride; }  // rows that have one value
+
+  // The r-th row that has the value, r = word * images >> 32. Its r / stride needs no division: it
+  // is the floor of a floor, word * outer >> 32.
+  FVAE_HD uint32_t drawn(uint32_t word, uint32_t value) const {
+    const uint32_t quotient = bounded(word, outer);
+    return bounded(word, images()) + quotient * (stride * (size - 1)) + value * stride;
+  }
+
+  // The r-th row that has the value.
+  FVAE_HD uint32_t row(uint32_t r, uint32_t value) const {
+    return r + r / stride * (stride * (size - 1)) + value * stride;
+  }
+};
+
+struct Grid {
+  int factors;
+  Factor factor[kMaxFactors];
+};
+
+// A kind of draw: `count` sets of L, whose fixed factor takes turns or is random.
+struct Draws {
+  Stream stream;
+  int64_t count;
+  int64_t samples;  // L
+  bool balanced;
+
+  // The fixed factor of a set, from word 0 of its first counter index.
+  FVAE_HD int factor(int64_t set, uint32_t word, int factors) const {
+    return balanced ? int(set % factors) : int(bounded(word, uint32_t(factors)));
+  }
+};
+
+}  // namespace fvae

@@ -1,0 +1,145 @@
+// The metrics' CPU ops.
+#include <atomic>
+
+#include "arguments.h"
+#include "host.h"
+
+namespace fvae::host {
+namespace {
+
+// The dtype is a switch inside each clone, so that each clone holds all three bodies.
+struct Data {
+  const void* pointer;
+  ScalarType dtype;
+  int64_t models, rows, dims;
+
+  explicit Data(const Input& in)
+      : pointer(in.codes.const_data_ptr()),
+        dtype(in.codes.scalar_type()),
+        models(in.models),
+        rows(in.rows),
+        dims(in.dims) {
+    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double ||
+                        dtype == ScalarType::BFloat16,
+                    "codes: expected float32, bfloat16 or float64");
+  }
+
+  template <class Call>
+  FVAE_HD void with_type(Call call) const {
+    if (dtype == ScalarType::Float) {
+      call(as<float>());
+    } else if (dtype == ScalarType::Double) {
+      call(as<double>());
+    } else {
+      call(as<BFloat16>());
+    }
+  }
+
+  template <class T>
+  FVAE_HD Codes<T> as() const {
+    return {static_cast<const T*>(pointer), models, rows, dims};
+  }
+};
+
+FVAE_CLONES void vote_range(const Data& data, const Grid& grid, const Draws& draws,
+                            const float* scale, const bool* active, int64_t begin, int64_t end,
+                            int64_t* counts) {
+  data.with_type([&](const auto& codes) FVAE_LAMBDA {
+    votes(codes, grid, draws, scale, active, begin, end, counts);
+  });
+}
+
+FVAE_CLONES void pair_range(const Data& data, const Grid& grid, const Draws& draws, int64_t begin,
+                            int64_t end, float* features, int64_t* fixed) {
+  data.with_type([&](const auto& codes) FVAE_LAMBDA {
+    pairs(codes, grid, draws, begin, end, features, fixed);
+  });
+}
+
+FVAE_CLONES void one_group(const Data& data, int64_t m, const Factor& factor, uint32_t value,
+                           float* out) {
+  data.with_type([&](const auto& codes) FVAE_LAMBDA {
+    group(codes, m, factor, value, out);
+  });
+}
+
+Stream stream_of(const Tensor& seed, const Tensor& step, uint32_t use, int64_t lane) {
+  check_key(seed, step);
+  return Stream::of(*seed.const_data_ptr<int64_t>(), *step.const_data_ptr<int64_t>(),
+                    stream_at(use, lane));
+}
+
+// Sets of draws a thread takes at least.
+constexpr int64_t kGrain = 64;
+
+Tensor metric_votes(Tensor codes, std::vector<int64_t> factor_sizes, int64_t votes,
+                    int64_t samples, bool balanced, Tensor scale, Tensor active, Tensor seed,
+                    Tensor step, int64_t lane) {
+  const Input in(codes, factor_sizes);
+  const Data data(in);
+  check_draws(votes, 1 + (samples + 3) / 4, samples, 2);
+  check_each(in, scale, active);
+  const Draws draws{stream_of(seed, step, kVotes, lane), votes, samples, balanced};
+  const Tensor scales = torch::stable::contiguous(scale);
+  const Tensor actives = torch::stable::contiguous(active);
+  const int64_t cells = in.models * in.dims * in.grid.factors;
+  Tensor result = torch::stable::new_zeros(in.codes, {in.models, in.dims, in.grid.factors},
+                                           ScalarType::Long);
+  int64_t* total = result.mutable_data_ptr<int64_t>();
+  torch::stable::parallel_for(0, votes, kGrain, [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> counts(cells);
+    vote_range(data, in.grid, draws, scales.const_data_ptr<float>(),
+               actives.const_data_ptr<bool>(), begin, end, counts.data());
+    for (int64_t i = 0; i < cells; ++i)
+      if (counts[i]) std::atomic_ref<int64_t>(total[i]) += counts[i];
+  });
+  return result;
+}
+
+std::tuple<Tensor, Tensor> pair_features(Tensor codes, std::vector<int64_t> factor_sizes,
+                                         int64_t points, int64_t pairs, bool balanced,
+                                         Tensor seed, Tensor step, int64_t lane) {
+  const Input in(codes, factor_sizes);
+  const Data data(in);
+  check_draws(points, 1 + pairs, pairs, 1);
+  const Draws draws{stream_of(seed, step, kPairs, lane), points, pairs, balanced};
+  Tensor features =
+      torch::stable::new_empty(in.codes, {in.models, points, in.dims}, ScalarType::Float);
+  Tensor fixed = torch::stable::new_empty(in.codes, {points}, ScalarType::Long);
+  float* out = features.mutable_data_ptr<float>();
+  int64_t* factors = fixed.mutable_data_ptr<int64_t>();
+  torch::stable::parallel_for(0, points, kGrain, [&](int64_t begin, int64_t end) {
+    pair_range(data, in.grid, draws, begin, end, out, factors);
+  });
+  return {features, fixed};
+}
+
+Tensor grouped_variance(Tensor codes, std::vector<int64_t> factor_sizes) {
+  const Input in(codes, factor_sizes);
+  const Data data(in);
+  const int64_t cells = in.cells();
+  Tensor result =
+      torch::stable::new_empty(in.codes, {in.models, cells, in.dims}, ScalarType::Float);
+  float* out = result.mutable_data_ptr<float>();
+  // Thread t takes every T-th group: neighbouring groups are of one size, a half range is not.
+  const int64_t threads = torch::stable::get_num_threads();
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = 0; i < in.models * cells; ++i) {
+      if (i % threads < begin || i % threads >= end) continue;
+      int64_t value = i % cells;
+      int k = 0;
+      while (value >= in.grid.factor[k].size) value -= in.grid.factor[k++].size;
+      one_group(data, i / cells, in.grid.factor[k], uint32_t(value), out + i * in.dims);
+    }
+  });
+  return result;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fvae, CPU, m) {
+  m.impl("metric_votes", TORCH_BOX(&metric_votes));
+  m.impl("pair_features", TORCH_BOX(&pair_features));
+  m.impl("grouped_variance", TORCH_BOX(&grouped_variance));
+}
+
+}  // namespace
+}  // namespace fvae::host

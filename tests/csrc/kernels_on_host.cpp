@@ -1,0 +1,83 @@
+// csrc/kernels.cuh, compiled as host C++; called from Python.
+#include "cuda_on_host.h"
+
+#include "../../csrc/kernels.cuh"
+
+using namespace fvae;
+
+namespace {
+
+// The same for all kernels; filled in by Python.
+struct Case {
+  const void* codes;
+  int64_t models, rows, dims;
+  const int64_t* sizes;
+  int64_t factors;
+  int64_t count, samples;
+  int64_t balanced;
+  int64_t seed, step, stream;
+  int64_t warps;  // of a block
+  int64_t kind;   // 0 to 4: float by loads of 4, 8, 16 bytes, bfloat16 by 2, double by 8
+
+  Grid grid() const {
+    Grid g{int(factors), {}};
+    int64_t outer = 1;
+    for (int k = 0; k < factors; ++k) {
+      g.factor[k] = {uint32_t(sizes[k]), uint32_t(rows / outer / sizes[k]), uint32_t(outer)};
+      outer *= sizes[k];
+    }
+    return g;
+  }
+  template <class T>
+  device::Codes<T> as() const {
+    return {static_cast<const T*>(codes), models, rows, dims};
+  }
+  Draws draws() const { return {{}, count, samples, balanced != 0}; }
+  device::Key key() const { return {&seed, &step, uint32_t(stream)}; }
+  dim3 blocks() const { return {unsigned((count + warps - 1) / warps), unsigned(models)}; }
+};
+
+template <class Call>
+bool with_kind(const Case& c, Call call) {
+  switch (c.kind) {
+    case 0: call.template operator()<float, 4>(); return true;
+    case 1: call.template operator()<float, 8>(); return true;
+    case 2: call.template operator()<float, 16>(); return true;
+    case 3: call.template operator()<device::BFloat16, 2>(); return true;
+    case 4: call.template operator()<double, 8>(); return true;
+    default: return false;
+  }
+}
+
+}  // namespace
+
+extern "C" bool run_votes(const Case& c, const float* scale, const bool* active, int64_t* counts) {
+  return with_kind(c, [&]<class T, int Bytes>() {
+    on_host::launch(c.blocks(), unsigned(c.warps * device::kWarp), [&] {
+      device::vote_kernel<T, Bytes>(c.as<T>(), c.grid(), c.draws(), c.key(), scale, active,
+                                    counts);
+    });
+  });
+}
+
+extern "C" bool run_pairs(const Case& c, float* features, int64_t* fixed) {
+  return with_kind(c, [&]<class T, int Bytes>() {
+    on_host::launch(c.blocks(), unsigned(c.warps * device::kWarp), [&] {
+      device::pair_kernel<T, Bytes>(c.as<T>(), c.grid(), c.draws(), c.key(), features, fixed);
+    });
+  });
+}
+
+extern "C" bool run_groups(const Case& c, int64_t groups, float* variance) {
+  return with_kind(c, [&]<class T, int Bytes>() {
+    on_host::launch({unsigned(groups), unsigned(c.models)}, device::kGroupThreads, [&] {
+      device::group_kernel<T>(c.as<T>(), c.grid(), groups, variance);
+    });
+  });
+}
+
+extern "C" int warp_bytes(int64_t dims, int rows_a_sample) {
+  return device::warp_bytes(dims, rows_a_sample);
+}
+
+extern "C" int group_bytes() { return device::kGroupBytes; }
