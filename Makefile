@@ -16,7 +16,9 @@ setup: .venv/ready
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
 # torch first and pinned: a looser requirement may fetch another build of several gigabytes.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test]'
+# setuptools calls its tables for extensions experimental, at length.
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	  --no-build-isolation --editable '.[test]'
 	touch $@
 
 demo: setup
@@ -36,13 +38,15 @@ lint: setup
 bench: setup
 	$(BIN)/python -m pytest bench -m '' --benchmark-only
 	$(BIN)/python -m bench.step
+	$(BIN)/python -m bench.votes
+	$(BIN)/python -m bench.evaluate
 
 # The extension once more, checked memory access by memory access, with the tests that call it.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer \
   -DFVAE_ONE_TARGET
 sanitize: setup
 	rm -rf build/sanitize
-	CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python -m pip install \
+	PYTHONWARNINGS=ignore CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python -m pip install \
 	  --quiet --no-build-isolation --no-deps --target build/sanitize .
 	test -e build/sanitize/fvae/_C.abi3.so
 	CXXFLAGS="$(SANITIZE)" ASAN_OPTIONS=detect_leaks=0 \

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor
 
@@ -70,6 +71,7 @@ def dci_score(codes: Tensor | np.ndarray, factor_sizes: Sequence[int], seed: int
             max_features=None,
             min_samples_leaf=DCI.min_samples_leaf,
             random_state=DCI.random_state,
+            n_jobs=torch.get_num_threads(),  # the trees are the same for any number
         ).fit(train.codes, train.classes[:, k])
         importance[:, k] = forest.feature_importances_
         accuracy[k] = forest.score(test.codes, test.classes[:, k])
