@@ -71,7 +71,7 @@ class Data:
     """Load a data set once (rendering or converting it into the cache) and describe it."""
 
     source: tyro.conf.Positional[str] = "dsprites"
-    """"dsprites", or the path of a published .npz or .h5 file."""
+    """"dsprites", "shapes3d", or the path of a published .npz or .h5 file."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ _CHUNK = 64
 
 def pixels(store: Store, indices: torch.Tensor) -> torch.Tensor:
     """Images as the networks see them, float32 ``[n, C, H, W]``, 0..1."""
-    return reference.unpack(store.data[indices], store.image_shape, store.binary, torch.float32)
+    return reference.unpack(store.rows(indices), store.image_shape, store.binary, torch.float32)
 
 
 def encode(

@@ -391,7 +391,8 @@ def gather_batch(
 
     Args:
         store: a :class:`fvae.data.Store`, or any object with ``data`` (uint8 ``[N, bytes]``),
-            ``binary`` (whether a byte holds eight pixels) and ``image_shape`` (C, H, W).
+            ``binary`` (whether a byte holds eight pixels) and ``image_shape`` (C, H, W). Where its
+            ``on_demand`` is true, ``rows(indices)`` makes the images and N is ``len(store)``.
         batch_size: B, at least 1.
         rng: key and step of the draw, on the store's device; index i is
             ``word_i * N >> 32``, of bias below N / 2**32. None draws a key from PyTorch's
@@ -421,7 +422,14 @@ def gather_batch(
         raise ValueError(f"rng: is on {rng.seed.device}, but the store is on {data.device}")
     run = implementation("gather_batch", backend)
     shape = list(store.image_shape)
-    x, indices = run(data, shape, store.binary, batch_size, rng.seed, rng.step, rng.lane, dtype)
+    draw = (batch_size, rng.seed, rng.step, rng.lane, dtype)
+    if getattr(store, "on_demand", False):
+        # The backend draws from blank rows, of which only the numbers are used.
+        indices = run(data.new_empty(len(store), 4), [4, 1, 1], False, *draw)[1]
+        rows = store.rows(indices).flatten(0, -2)
+        x = reference.unpack(rows, shape, store.binary, dtype).unflatten(0, indices.shape)
+    else:
+        x, indices = run(data, shape, store.binary, *draw)
     return (x, indices) if return_indices else x
 
 

@@ -163,7 +163,7 @@ class Trainer:
         return {name: term.detach() for name, term in terms.items()}
 
     def _packed(self, indices: Tensor) -> Tensor:
-        rows = self.store.data[indices]
+        rows = self.store.rows(indices)
         return rows if self.store.binary else rows.view(-1, *self.store.image_shape)
 
     def is_finite(self) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fvae.config import TrainConfig
-from fvae.data import Store
+from fvae.data import LayeredStore, Store
 from fvae.train import Trainer
 
 needs_gpu = pytest.mark.skipif(
@@ -29,16 +29,28 @@ class _HostTraffic(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def bits(images: int) -> Store:
+    data = torch.randint(0, 256, (images, 512), dtype=torch.uint8)
+    return Store("bits", data, (1, 64, 64), True, (), ())
+
+
+def layers(images: int) -> Store:
+    """Images made on demand from two parts of five colours each."""
+    data = torch.randint(0, 128, (images // 25 * 10, 4096), dtype=torch.uint8)
+    sizes = (5, 5, images // 25)
+    return LayeredStore("layers", data, (1, 64, 64), False, ("a", "b", "c"), sizes, parts=2)
+
+
+@pytest.mark.parametrize("store", [bits, layers])
 @pytest.mark.parametrize("objective", ["vae", "beta-vae", "factor-vae"])
-def test_a_step_of_kernels_never_waits_for_the_host(objective):
+def test_a_step_of_kernels_never_waits_for_the_host(objective, store):
     # Through the interpreter on the CPU, a GPU's step: the same Python, the same launches.
-    data = torch.randint(0, 256, (50, 512), dtype=torch.uint8)
     config = TrainConfig(
         objective=objective, device="cuda" if torch.cuda.is_available() else "cpu",
         precision="fp32", backend="triton", batch_size=2, latent_dim=2, disc_units=8,
         conv_channels=(4, 4, 4, 4), hidden_units=8, warmup_steps=5, graph=False,
     )  # fmt: skip
-    trainer = Trainer(config, Store("bits", data, (1, 64, 64), True, (), ()))
+    trainer = Trainer(config, store(50))
     trainer.step()
     with _HostTraffic() as traffic:
         trainer.step()
@@ -53,11 +65,11 @@ def test_the_probe_sees_host_traffic():
 
 
 @needs_gpu
+@pytest.mark.parametrize("store", [bits, layers])
 @pytest.mark.parametrize("objective", ["beta-vae", "factor-vae"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_graph_equals_eager(objective, precision):
-    data = torch.randint(0, 256, (500, 512), dtype=torch.uint8)
-    store = Store("bits", data, (1, 64, 64), True, (), ())
+def test_graph_equals_eager(objective, precision, store):
+    store = store(500)
     config = TrainConfig(
         objective=objective, device="cuda", precision=precision, disc_units=64, warmup_steps=20
     )
@@ -75,8 +87,7 @@ def test_graph_equals_eager(objective, precision):
 
 @needs_gpu
 def test_a_replay_draws_anew():
-    data = torch.randint(0, 256, (500, 512), dtype=torch.uint8)
     config = TrainConfig(device="cuda", disc_units=64, learning_rate=1e-12, precision="fp32")
-    trainer = Trainer(config, Store("bits", data, (1, 64, 64), True, (), ()))
+    trainer = Trainer(config, bits(500))
     losses = {float(trainer.step()["recon"]) for _ in range(10)}
     assert len(losses) == 10

@@ -13,13 +13,16 @@ from rich.progress import Progress
 from fvae.data.cache import CacheEntry, cache_entries, cache_folder, cached
 from fvae.data.dsprites import render_dsprites, rendered_store
 from fvae.data.dsprites_files import load_dsprites_h5, load_dsprites_npz
+from fvae.data.layers import LayeredStore
 from fvae.data.reading import reading
 from fvae.data.shapes3d import load_shapes3d_h5
+from fvae.data.shapes3d_scene import render_shapes3d, scene_store
 from fvae.data.store import Store
 from fvae.errors import UserError
 
 __all__ = [
     "CacheEntry",
+    "LayeredStore",
     "Store",
     "cache_entries",
     "cache_folder",
@@ -28,10 +31,11 @@ __all__ = [
     "load_dsprites_npz",
     "load_shapes3d_h5",
     "render_dsprites",
+    "render_shapes3d",
 ]
 
 _KNOWN = (
-    '"dsprites" (rendered here), or the path of a published file: '
+    '"dsprites" or "shapes3d" (rendered here), or the path of a published file: '
     "dSprites .npz or .hdf5, 3D Shapes .h5"
 )
 
@@ -42,16 +46,19 @@ def load(source: str | Path, progress: bool = False) -> Store:
     """The data set of that name or in that file, drawn or converted once and then cached.
 
     Args:
-        source: "dsprites" for the rendered dSprites grid, or the path of a published file:
-            dSprites ``.npz`` or ``.hdf5``, 3D Shapes ``.h5``. ``~`` is expanded.
+        source: "dsprites" for the rendered dSprites grid, "shapes3d" for the rendered 3D Shapes
+            grid, whose images are made on demand, or the path of a published file: dSprites
+            ``.npz`` or ``.hdf5``, 3D Shapes ``.h5``. ``~`` is expanded.
         progress: show a progress bar on stderr while a set is drawn or converted.
 
     Returns:
-        The packed store, on the CPU.
+        The store, on the CPU.
 
     Raises:
         UserError: the source is not known, or the file is missing, damaged or laid out otherwise.
     """
+    if str(source) == "shapes3d":
+        return scene_store()  # a second's work: not worth a file
     if str(source) == "dsprites":
         # The number changes with the drawing, so that an older drawing is not served.
         key, title, build = "dsprites-rendered-1", "drawing dSprites", rendered_store

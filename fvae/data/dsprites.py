@@ -7,8 +7,8 @@ from math import prod
 import numpy as np
 import torch
 
+from fvae.data.classes import checked_classes
 from fvae.data.store import Store
-from fvae.errors import UserError
 
 NAMES = ("shape", "scale", "orientation", "posX", "posY")
 SIZES = (3, 6, 40, 32, 32)
@@ -42,7 +42,7 @@ def render_dsprites(classes: object) -> np.ndarray:
     Source:
         Geometry fitted to frames of github.com/google-deepmind/dsprites-dataset.
     """
-    classes = _checked(classes)
+    classes = checked_classes(classes, NAMES, SIZES)
     images = np.empty((len(classes), SIDE, SIDE), np.uint8)
     for shape in range(SIZES[0]):
         mine = np.flatnonzero(classes[:, 0] == shape)
@@ -82,22 +82,6 @@ def rendered_store(progress: Callable[[float], None] = lambda done: None) -> Sto
             progress(done / len(polygons))
     packed = torch.from_numpy(grid.view(np.uint8).reshape(prod(SIZES), -1))
     return Store("dsprites (rendered)", packed, (1, SIDE, SIDE), True, NAMES, SIZES)
-
-
-def _checked(classes: object) -> np.ndarray:
-    classes = np.asarray(classes)
-    if classes.ndim != 2 or classes.shape[1] != len(SIZES):
-        raise UserError(
-            f"classes: shape {list(classes.shape)}, expected [n, {len(SIZES)}], "
-            f"one column for each of {', '.join(NAMES)}"
-        )
-    if classes.dtype.kind not in "iu" and len(classes):
-        raise UserError(f"classes: got {classes.dtype}, expected whole numbers such as int64")
-    for name, size, column in zip(NAMES, SIZES, classes.T, strict=True):
-        wrong = column[(column < 0) | (column >= size)]
-        if len(wrong):
-            raise UserError(f"classes: {name} {wrong[0]} is out of range 0..{size - 1}")
-    return classes.astype(np.int64)
 
 
 def _outline(shape: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ class Store:
     Raises:
         UserError: data, shape and factors do not fit together.
     """
+
+    #: Whether images are made by ``rows`` when asked for; ``data`` is then not one row an image.
+    on_demand: ClassVar[bool] = False
 
     name: str
     data: torch.Tensor
@@ -78,6 +82,17 @@ class Store:
         """
         return replace(self, data=self.data.to(device))
 
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """The packed images at the given indices.
+
+        Args:
+            indices: int64 ``[...]`` in 0..N-1, unchecked, on the store's device.
+
+        Returns:
+            uint8 ``[..., bytes]``, laid out as in ``data``.
+        """
+        return self.data[indices]
+
     def images(self, indices: Indices) -> torch.Tensor:
         """The images at the given indices, unpacked.
 
@@ -91,7 +106,7 @@ class Store:
             IndexError: an index is out of range.
             UserError: the indices are not whole numbers.
         """
-        rows = self.data[self._checked(indices).to(self.data.device)]
+        rows = self.rows(self._checked(indices).to(self.data.device))
         if self.binary:
             bits = torch.nn.functional.embedding(rows.int(), _BITS.to(rows.device))
             rows = bits.flatten(1)[:, : prod(self.image_shape)]
