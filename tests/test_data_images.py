@@ -346,6 +346,14 @@ def test_a_broken_member_of_an_archive_is_left_out(tmp_path, capsys):
     assert "'0.png'" in capsys.readouterr().err
 
 
+def test_a_member_that_unpacks_to_any_size_is_left_out(tmp_path, capsys, monkeypatch):
+    pixels = random_pixels(64, 64, 3)
+    files = {"bomb.png": bytes(1_000_000), "x.png": png(pixels)}
+    monkeypatch.setattr(image_files, "_LARGEST", 100_000)
+    assert np.array_equal(pixels_of(load(zip_of(tmp_path / "a.zip", files))), [pixels])
+    assert "'bomb.png': unpacks to more than 100000 bytes" in capsys.readouterr().err
+
+
 def test_only_broken_images_is_an_error_and_leaves_nothing(tmp_path, capsys, cache):
     folder = tmp_path / "a"
     folder.mkdir()

@@ -20,11 +20,15 @@ from fvae.errors import UserError
 
 ARCHIVES = (".zip", ".tar")
 
+_LARGEST = 1 << 28  # bytes of a packed file: a few kilobytes may claim to unpack to any size
+
 Image.init()
-# Formats of pictures that pillow decodes by itself: no documents, no helper programs.
+# Pictures that pillow knows by their first bytes and decodes by itself: no documents, no helper
+# programs. AVIF is not in every build.
 FORMATS = tuple(
-    {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
-    & set(Image.OPEN)
+    kind
+    for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+    if kind in Image.OPEN
 )
 _SUFFIXES = {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
 
@@ -91,7 +95,9 @@ def opened(path: Path, listing: dict | None) -> Iterator[ImageFiles]:
         with archive:
             yield _some(path, _zip_files(path, archive))
     else:
-        with open(path, "rb") as file:
+        with reading(path, "a .tar of images"):
+            file = open(path, "rb")
+        with file:
             yield _some(path, _tar_files(path, file))
 
 
@@ -99,7 +105,13 @@ def _zip_files(path: Path, archive: zipfile.ZipFile) -> ImageFiles:
     members = {info.filename: info for info in archive.infolist() if _is_image(info.filename)}
     if any(info.flag_bits & 1 for info in members.values()):
         raise UserError(f"{path}: is encrypted; unpack it and give the folder")
-    return ImageFiles(sorted(members), lambda name: io.BytesIO(archive.read(members[name])))
+
+    def read(name: str) -> BinaryIO:
+        if members[name].file_size > _LARGEST:
+            raise ValueError(f"unpacks to more than {_LARGEST} bytes")
+        return io.BytesIO(archive.read(members[name]))
+
+    return ImageFiles(sorted(members), read)
 
 
 def _tar_files(path: Path, file: BinaryIO) -> ImageFiles:

@@ -85,7 +85,8 @@ def _layout(path: Path, files: ImageFiles) -> tuple[str, int] | None:
         return "3dchairs", 400  # of 600, as is usual: the chair stands in the middle
     if all(re.search(r"(^|/)\d{6}\.(jpg|png)$", name) for name in files.names):
         if next((size for _, size in _headers(path, files)), None) == (178, 218):
-            # The head with its hair and little else; the crop that most VAE code makes.
+            # The head with its hair. There is no one convention: VAE code crops to 140, 148 or 178
+            # or squeezes the whole picture, and 148 is common among them.
             return "celeba", 148
     return None
 
