@@ -71,7 +71,8 @@ class Data:
     """Load a data set once (rendering or converting it into the cache) and describe it."""
 
     source: tyro.conf.Positional[str] = "dsprites"
-    """"dsprites", "shapes3d", or the path of a published .npz or .h5 file."""
+    """"dsprites", "shapes3d", or the path of a published .npz, .h5 or .pth file, or of a folder,
+    .zip or .tar of images."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,8 +26,9 @@ class TrainConfig:
     """What to minimise: reconstruction + KL (vae), + beta KL (beta-vae), or + KL + gamma TC
     (factor-vae)."""
     data: str = "dsprites"
-    """Data set: "dsprites" or "shapes3d" (rendered here), or the path of a published dsprites .npz
-    or 3dshapes .h5 file."""
+    """Data set: "dsprites" or "shapes3d" (rendered here), or the path of a published dsprites .npz,
+    3dshapes .h5 or 3D Faces .pth file, or of a folder, .zip or .tar of images (CelebA, 3D
+    Chairs)."""
     gamma: float = 35.0
     """Weight of the total correlation (factor-vae only). 35 was best on 2D Shapes."""
     beta: float = 4.0

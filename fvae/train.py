@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fvae import checkpoint, nets, objectives, ops
 from fvae.config import DISC_BETAS, VAE_BETAS, TrainConfig
-from fvae.data import Store
+from fvae.data import BUILT_IN, Store
 from fvae.device import resolve_device, resolve_precision
 from fvae.errors import UserError
 from fvae.files import write_atomically
@@ -276,7 +276,7 @@ def create_run(config: TrainConfig, run: Path) -> TrainConfig:
 
 
 def settle(config: TrainConfig) -> TrainConfig:
-    """Return the configuration with "auto" replaced by what is here, and a file's path absolute."""
+    """Return the configuration with "auto" replaced by what is here, and the data path absolute."""
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     data = Path(config.data).expanduser()
@@ -285,7 +285,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         device=device.type,
         precision=precision,
         # A run is scored and shown from any folder.
-        data=str(data.resolve()) if data.suffix else config.data,
+        data=str(data.resolve()) if config.data not in BUILT_IN and data.exists() else config.data,
     )
 
 

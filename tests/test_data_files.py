@@ -148,24 +148,36 @@ def test_conversion_never_holds_the_images_unpacked(tmp_path):
     assert peak < store.nbytes + 3 * classes.nbytes + 4 * 4096 * 64 * 64 < 1.5 * unpacked
 
 
-@pytest.mark.parametrize("source", ["dsprite", "cifar10", "", "set.tar", "."])
+@pytest.mark.parametrize("source", ["dsprite", "cifar10", "", "set.tar", "nowhere/pictures"])
 def test_an_unknown_source_lists_what_is_known(source):
     message = refusal(source)
-    for known in ("dsprites", ".npz", ".h5", ".hdf5", "3D Shapes"):
+    for known in (
+        "dsprites",
+        ".npz",
+        ".h5",
+        ".hdf5",
+        "3D Shapes",
+        ".pth",
+        "folder",
+        ".zip",
+        ".tar",
+    ):
         assert known in message
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".h5", ".hdf5"])
+@pytest.mark.parametrize("suffix", [".npz", ".h5", ".hdf5", ".pth", ".zip", ".tar"])
 def test_files_that_are_not_what_they_should_be(tmp_path, suffix):
     path = tmp_path / f"file{suffix}"
     assert "no such file" in refusal(path)
     path.write_bytes(b"")
-    assert "cannot be read" in refusal(path)
+    message = refusal(path)
+    assert "cannot be read" in message or "not a torch file" in message
     path.write_bytes(b"<html>404 Not Found</html>" * 1000)
-    assert "cannot be read" in refusal(path)
+    message = refusal(path)
+    assert "cannot be read" in message or "not a torch file" in message
     path.unlink()
     path.mkdir()
-    assert "cannot be read" in refusal(path)
+    assert "no image" in refusal(path)
     assert fvae.data.cache_entries() == []
 
 

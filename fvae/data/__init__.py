@@ -1,6 +1,7 @@
 """Data sets: one packed store serves them all."""
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,11 @@ from rich.progress import Progress
 from fvae.data.cache import CacheEntry, cache_entries, cache_folder, cached
 from fvae.data.dsprites import render_dsprites, rendered_store
 from fvae.data.dsprites_files import load_dsprites_h5, load_dsprites_npz
+from fvae.data.faces3d import load_faces3d_pth
+from fvae.data.image_files import ARCHIVES, folder_listing
+from fvae.data.images import convert_images
 from fvae.data.layers import LayeredStore
+from fvae.data.partial import Partial, converted
 from fvae.data.reading import reading
 from fvae.data.shapes3d import load_shapes3d_h5
 from fvae.data.shapes3d_scene import render_shapes3d, scene_store
@@ -29,6 +34,7 @@ __all__ = [
     "load",
     "load_dsprites_h5",
     "load_dsprites_npz",
+    "load_faces3d_pth",
     "load_shapes3d_h5",
     "render_dsprites",
     "render_shapes3d",
@@ -36,8 +42,14 @@ __all__ = [
 
 _KNOWN = (
     '"dsprites" or "shapes3d" (rendered here), or the path of a published file: '
-    "dSprites .npz or .hdf5, 3D Shapes .h5"
+    "dSprites .npz or .hdf5, 3D Shapes .h5, 3D Faces .pth, or a folder, .zip or .tar of images"
+    " (CelebA, 3D Chairs)"
 )
+
+_FILES = (".npz", ".h5", ".hdf5", ".pth")
+
+# What `load` takes other than a path; a folder of that name is given as ./NAME.
+BUILT_IN = ("dsprites", "shapes3d")
 
 Builder = Callable[[Callable[[float], None]], Store]
 
@@ -48,7 +60,9 @@ def load(source: str | Path, progress: bool = False) -> Store:
     Args:
         source: "dsprites" for the rendered dSprites grid, "shapes3d" for the rendered 3D Shapes
             grid, whose images are made on demand, or the path of a published file: dSprites
-            ``.npz`` or ``.hdf5``, 3D Shapes ``.h5``. ``~`` is expanded.
+            ``.npz`` or ``.hdf5``, 3D Shapes ``.h5``, 3D Faces ``.pth``; or a folder, ``.zip`` or
+            ``.tar`` of images, such as CelebA and 3D Chairs, which have no factors. ``~`` is
+            expanded.
         progress: show a progress bar on stderr while a set is drawn or converted.
 
     Returns:
@@ -63,7 +77,10 @@ def load(source: str | Path, progress: bool = False) -> Store:
         # The number changes with the drawing, so that an older drawing is not served.
         key, title, build = "dsprites-rendered-1", "drawing dSprites", rendered_store
     else:
-        key, title, build = _from_file(source)
+        path = _existing(source)
+        if path.is_dir() or path.suffix.lower() in ARCHIVES:
+            return _images(path, progress)
+        key, title, build = _from_file(path)
 
     def build_visibly() -> Store:
         with _bar(title, progress) as advance:
@@ -72,22 +89,49 @@ def load(source: str | Path, progress: bool = False) -> Store:
     return cached(key, build_visibly)
 
 
-def _from_file(source: str | Path) -> tuple[str, str, Builder]:
-    suffix = Path(source).suffix.lower()
-    if suffix not in (".npz", ".h5", ".hdf5"):
+def _existing(source: str | Path) -> Path:
+    path = Path(source).expanduser()
+    known = path.suffix.lower() in (*_FILES, *ARCHIVES)
+    if not str(source) or not (known or path.exists() or os.sep in str(source)):
         raise UserError(f"{source}: not a known data set; expected {_KNOWN}")
     with reading(Path(source), _KNOWN):
-        path = Path(source).expanduser().resolve(strict=True)
-        stat = path.stat()
-    # Another file, or the same path with other content, must not hit the same entry.
-    identity = f"1|{path}|{stat.st_size}|{stat.st_mtime_ns}"
-    stem = re.sub(r"[^\w.-]", "_", path.stem, flags=re.ASCII)[:60]
-    key = f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        return path.resolve(strict=True)
+
+
+def _from_file(path: Path) -> tuple[str, str, Builder]:
+    suffix = path.suffix.lower()
+    if suffix not in _FILES:
+        raise UserError(f"{path}: not a known data set; expected {_KNOWN}")
 
     def build(advance: Callable[[float], None]) -> Store:
+        if suffix == ".pth":
+            return load_faces3d_pth(path)
         return (load_dsprites_npz if suffix == ".npz" else _load_h5)(path, advance)
 
-    return key, f"converting {path.name}", build
+    return _key(path, _stamp(path)), f"converting {path.name}", build
+
+
+def _images(path: Path, progress: bool) -> Store:
+    listing = folder_listing(path) if path.is_dir() else None
+
+    def convert(partial: Partial) -> str:
+        with _bar(f"converting {path.name}", progress) as advance:
+            return convert_images(path, listing, partial, advance)
+
+    content = _stamp(path) if listing is None else str(listing)
+    return converted(_key(path, content), _key(path), convert)
+
+
+def _key(path: Path, content: str = "") -> str:
+    """A name in the cache: another path or another content must not hit the same entry."""
+    stem = re.sub(r"[^\w.-]", "_", path.stem, flags=re.ASCII)[:60]
+    # The number changes with the conversion, so that an older one's result is not served.
+    return f"{stem}-{hashlib.sha256(f'1|{path}|{content}'.encode()).hexdigest()[:16]}"
+
+
+def _stamp(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size}|{stat.st_mtime_ns}"
 
 
 def _load_h5(path: Path, progress: Callable[[float], None]) -> Store:

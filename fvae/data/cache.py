@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -62,23 +63,35 @@ def cached(key: str, build: Callable[[], Store]) -> Store:
     Returns:
         The store; its data is memory-mapped when it comes from the cache.
     """
-    path = cache_folder() / f"{key}{_SUFFIX}"
-    try:
-        return _load(path)
-    except OSError:
-        pass  # not there, or the folder cannot be used: then saving will say so
-    except ValueError as error:
-        _warn(f"cached data {path} is damaged ({error}); building it again")
-    store = build()
-    try:
-        _save(path, store)
-    except OSError as error:
-        _warn(f"cannot keep {store.name} in {path.parent} ({error.strerror}); set FVAE_CACHE")
+    path = cache_file(key)
+    store = from_cache(path)
+    if store is None:
+        store = build()
+        try:
+            _save(path, store)
+        except OSError as error:
+            warn(f"cannot keep {store.name} in {path.parent} ({error.strerror}); set FVAE_CACHE")
     return store
 
 
-def _load(path: Path) -> Store:
-    """A verified store. Raises OSError or ValueError."""
+def cache_file(key: str) -> Path:
+    """The path of the store with that key, whether it is there or not."""
+    return cache_folder() / f"{key}{_SUFFIX}"
+
+
+def from_cache(path: Path) -> Store | None:
+    """The store in a cache file, or None; one line on stderr says so if the file is damaged."""
+    try:
+        return load_file(path)
+    except OSError:
+        pass  # not there, or the folder cannot be used: then saving will say so
+    except ValueError as error:
+        warn(f"cached data {path} is damaged ({error}); building it again")
+    return None
+
+
+def load_file(path: Path) -> Store:
+    """The store in a cache file, verified. Raises OSError or ValueError."""
     with open(path, "rb") as file:
         description, checksum = _read_header(file)
         start = file.tell()
@@ -108,18 +121,38 @@ def _save(path: Path, store: Store) -> None:
     content = memoryview(store.data.contiguous().numpy()).cast("B")
     shape = list(store.data.shape)
     fields = ("name", "image_shape", "binary", "factor_names", "factor_sizes")
-    description = json.dumps({field: getattr(store, field) for field in fields} | {"shape": shape})
+    header = file_header(
+        {field: getattr(store, field) for field in fields},
+        shape,
+        lambda digest: digest.update(content),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, header, content)
+
+
+def file_header(
+    fields: dict, shape: list[int], digest_data: Callable[[object], object], length: int = 0
+) -> bytes:
+    """What stands before the data in a cache file.
+
+    Args:
+        fields: the store's fields other than its data.
+        shape: ``[N, bytes]`` of the data.
+        digest_data: feeds the data to the hash object that it is given.
+        length: bytes that the header fills at least.
+    """
+    description = json.dumps(fields | {"shape": shape})
     digest = hashlib.sha256(description.encode())
-    digest.update(content)
+    digest_data(digest)
     header = {
         "__metadata__": {"store": description, "sha256": digest.hexdigest()},
-        "data": {"dtype": "U8", "shape": shape, "data_offsets": [0, len(content)]},
+        "data": {"dtype": "U8", "shape": shape, "data_offsets": [0, prod(shape)]},
     }
-    text = json.dumps(header).encode()
+    text = json.dumps(header).encode().ljust(length - 8)
     text += b" " * (-(8 + len(text)) % 64)  # the data starts aligned for any processor
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, len(text).to_bytes(8, "little"), text, content)
+    return len(text).to_bytes(8, "little") + text
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """Say something in one line on stderr."""
     print(f"fvae: warning: {message}", file=sys.stderr)

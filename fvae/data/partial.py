@@ -1,0 +1,151 @@
+"""A conversion that survives being killed: rows go into the cache folder as they are made.
+
+The file is the cached store in the making, a header of fixed length and then the rows, so that
+nothing is written twice. Until the end the header says how far the conversion got; then it becomes
+the header of the store, and the file gets its name.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from fvae.data.cache import cache_file, file_header, from_cache, load_file, warn
+from fvae.data.store import Store
+from fvae.errors import UserError
+
+_HEADER = 4096  # bytes
+
+
+class Partial:
+    """The rows of a store that is being converted from a list of sources.
+
+    Attributes:
+        done: how many sources were worked off; 0 until :meth:`start`.
+        rows: how many rows came of them.
+    """
+
+    def __init__(self, file: BinaryIO, key: str) -> None:
+        self._file, self._key = file, key
+        self.done = self.rows = 0
+
+    def start(self, image_shape: tuple[int, int, int]) -> None:
+        """Go on where an earlier conversion stopped, if it had the same key and image shape."""
+        self._shape = image_shape
+        try:
+            self._file.seek(0)
+            progress = json.loads(self._file.read(_HEADER))
+            same = (progress["key"], progress["shape"]) == (self._key, list(image_shape))
+            size = _HEADER + progress["rows"] * prod(image_shape)
+            if same and os.fstat(self._file.fileno()).st_size >= size:
+                self.done, self.rows = progress["done"], progress["rows"]
+        except (ValueError, KeyError, TypeError):
+            pass  # a new file, or not one of ours
+        self._file.truncate(_HEADER + self.rows * prod(image_shape))
+
+    def append(self, rows: list[np.ndarray], done: int) -> None:
+        """Keep rows.
+
+        Args:
+            rows: uint8 ``[C * H * W]`` each.
+            done: how many sources are now worked off, those that gave no row included.
+
+        Raises:
+            OSError: the disk is full; what was kept before is still there.
+        """
+        self._file.seek(0, os.SEEK_END)
+        for row in rows:
+            self._file.write(row)
+        self._sync()  # the rows are on the disk before the header counts them
+        self.rows, self.done = self.rows + len(rows), done
+        progress = {"key": self._key, "shape": self._shape, "done": done, "rows": self.rows}
+        self._file.seek(0)
+        self._file.write(json.dumps(progress).encode().ljust(_HEADER))
+        self._file.flush()
+
+    def finish(self, name: str) -> None:
+        """Turn the file into that of a store without factors."""
+        fields = {
+            "name": name,
+            "image_shape": self._shape,
+            "binary": False,
+            "factor_names": (),
+            "factor_sizes": (),
+        }
+        self._file.seek(_HEADER)
+        header = file_header(
+            fields,
+            [self.rows, prod(self._shape)],
+            lambda digest: hashlib.file_digest(self._file, lambda: digest),
+            _HEADER,
+        )
+        self._file.seek(0)
+        self._file.write(header)
+        self._sync()
+
+    def _sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def converted(key: str, source: str, convert: Callable[[Partial], str]) -> Store:
+    """The store under a key: loaded from the cache, or else converted there, row by row.
+
+    A conversion that was killed goes on where it stopped. Two processes do not convert the same
+    source at once: one waits for the other.
+
+    Args:
+        key: as in :func:`fvae.data.cache.cached`; changes with the content of the source.
+        source: names the unfinished file; the same for any content, so that an unfinished file
+            of older content is replaced rather than left behind.
+        convert: starts the partial conversion, appends every row, and returns the store's name.
+            What it raises is passed on; the rows so far are kept.
+
+    Returns:
+        The store, without factors; its data is memory-mapped.
+
+    Raises:
+        UserError: the cache folder cannot be written, or the disk is full.
+    """
+    path = cache_file(key)
+    unfinished = path.with_name(f"{source}.partial")
+    try:
+        while (store := from_cache(path)) is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+                _lock(file, unfinished)
+                if not _is_at(file, unfinished):
+                    continue  # while we waited, the other process finished it
+                partial = Partial(file, key)
+                try:
+                    name = convert(partial)
+                    partial.finish(name)
+                    os.replace(unfinished, path)
+                finally:
+                    if not partial.rows:
+                        unfinished.unlink(missing_ok=True)
+                return load_file(path)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: cannot keep converted images there ({error.strerror}); free some"
+            " space, or set FVAE_CACHE to another folder"
+        ) from None
+    return store
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        warn(f"another process is converting the same images ({path}); waiting for it")
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
