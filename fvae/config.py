@@ -77,7 +77,8 @@ class TrainConfig:
     backend: str | None = None
     """Force one backend of the ops; None picks by device."""
     graph: bool = True
-    """On a GPU, capture the whole step as a CUDA graph and replay it."""
+    """On a GPU, capture the whole step as a CUDA graph and replay it (not of infogan and
+    infowgan-gp)."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     log_every: int = 50

@@ -109,12 +109,12 @@ class InfoGAN(nn.Module):
 
     def __init__(
         self,
-        image_channels: int = 1,
-        latent_dim: int = 10,
-        noise_dim: int = 5,
-        categorical_sizes: Sequence[int] = (),
-        conv_channels: Sequence[int] = (32, 32, 64, 64),
-        hidden_units: int = 128,
+        image_channels: int,
+        latent_dim: int,
+        noise_dim: int,
+        categorical_sizes: Sequence[int],
+        conv_channels: Sequence[int],
+        hidden_units: int,
     ) -> None:
         super().__init__()
         self.latent_dim, self.noise_dim = latent_dim, noise_dim

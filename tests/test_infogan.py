@@ -53,7 +53,7 @@ def test_a_linear_critic_is_penalised_by_its_norm_alone(norm):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_penalty_and_its_gradient_are_those_of_a_double_backward(channels):
-    critic = InfoGAN(channels, 2, **TINY).critic.double()
+    critic = InfoGAN(channels, 2, 1, (), **TINY).critic.double()
     x, fake = torch.rand(2, 5, channels, 64, 64).double()
     u = torch.rand(5).double()
     weights = [layer.weight for layer in critic.penalised() if hasattr(layer, "weight")]
@@ -87,7 +87,7 @@ def test_a_layer_of_unknown_slope_is_refused():
 
 def test_bound_of_a_gaussian_q_is_exact():
     # c uniform in [-1, 1] on a fine grid, Q(c|x) = N(c + delta, sigma^2): log Q is a constant.
-    model = InfoGAN(1, 2, 1, **TINY)
+    model = InfoGAN(1, 2, 1, (), **TINY)
     c = torch.linspace(-1, 1, 64)[:, None].repeat(1, 2)
     codes = Codes(c, torch.zeros(64, 1), torch.zeros(64, 0, dtype=torch.int64))
     delta, sigma = 0.2, 0.5
@@ -113,7 +113,7 @@ def test_bound_of_categories_is_the_entropy_when_q_is_sure_and_zero_when_it_know
 
 
 def test_information_of_an_ignored_code_is_zero():
-    model = InfoGAN(1, 2, **TINY)
+    model = InfoGAN(1, 2, 1, (), **TINY)
     mu = torch.stack((torch.linspace(-1, 1, 100), torch.full((100,), 0.3)), 1)
     information = model.information(mu, torch.full_like(mu, math.log(0.01)))
     variance = mu[:, 0].double().var(correction=0)
