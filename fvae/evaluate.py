@@ -76,8 +76,8 @@ def evaluate(
 
     Returns:
         the contents of the file: scores, votes, protocol constants, seed, images encoded and the
-        mean KL of each dimension (of a GAN, an estimate of its mutual information instead, by
-        which no dimension is dropped: only constant ones are).
+        mean KL of each dimension. A GAN has an estimate of its mutual information instead, and a
+        protocol that drops dimensions by their KL then drops constant ones alone.
 
     Raises:
         UserError: the set has no factors, the protocol does not exist, or the run cannot be read.
@@ -108,7 +108,7 @@ def evaluate(
     result["mutual_information_dims" if kl is None else "kl_dims"] = information.tolist()
     score = metrics.factor_vae_score(codes, sizes, protocol, seed, kl=kl)
     result["factor_vae"] = _plain(score) | {"factor_names": list(store.factor_names)}
-    if kl is None and not score.note:
+    if kl is None and score.protocol.prune == "kl" and not score.note:
         result["factor_vae"]["note"] = "the model has no KL: only constant dimensions are dropped"
     absent = {"score": None, "note": "draws random numbers; use kim2018 or locatello2019"}
     result["beta_vae"] = (
