@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fvae import nets
-from fvae.config import TrainConfig
+from fvae import infogan, nets
+from fvae.config import GAN_BETAS, TrainConfig
 from fvae.errors import UserError
 from fvae.files import write_atomically
 
@@ -56,7 +56,8 @@ def read(run: Path, config: TrainConfig) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a checkpoint of this version of fvae; train again")
     made_by = json.loads(metadata["config"])
     for name, value in json.loads(config.to_json()).items():
-        if name not in RESUMABLE and made_by.get(name) != value:
+        # A setting that came later than the file had its default's effect then.
+        if name not in RESUMABLE and made_by.get(name, value) != value:
             raise UserError(
                 f"{path}: was made with {name} = {made_by.get(name)!r}, but"
                 f" {run / 'config.json'} says {value!r}; put back the one that belongs to it"
@@ -82,7 +83,7 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], prefix: str, pat
             parameter.copy_(value)
 
 
-def load(run: str | Path, device: torch.device | str = "cpu") -> nets.VAE:
+def load(run: str | Path, device: torch.device | str = "cpu") -> nets.VAE | infogan.InfoGAN:
     """Return the trained model of a run folder, in eval mode.
 
     Args:
@@ -91,7 +92,8 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> nets.VAE:
 
     Returns:
         model with ``encode(x [B, C, H, W] in 0..1) -> (mu, logvar)``, each ``[B, d]``, and
-        ``decode(z) -> logits [B, C, H, W]``.
+        ``decode(z) -> logits [B, C, H, W]``. Of an infogan or infowgan-gp run, mu and logvar are
+        those of Q(c|x), and decode sets the generator's noise to 0.
 
     Raises:
         UserError: not a run folder, or its checkpoint is missing, cut short or of another
@@ -100,10 +102,12 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> nets.VAE:
     run = Path(run)
     config = TrainConfig.from_file(run / "config.json")
     tensors = read(run, config)
-    first = tensors.get("vae.encoder.0.weight")
+    gan = config.objective in GAN_BETAS
+    first = tensors.get("gan.critic.trunk.0.weight" if gan else "vae.encoder.0.weight")
     if first is None:
         raise UserError(f"{run / NAME}: holds no encoder; it belongs to another configuration")
-    vae, _ = nets.build(config, first.shape[1])
-    load_weights(vae, tensors, "vae.", run / NAME)
-    vae.requires_grad_(False)
-    return vae.to(device, memory_format=torch.channels_last).eval()
+    channels = first.shape[1]
+    model = infogan.build(config, channels) if gan else nets.build(config, channels)[0]
+    load_weights(model, tensors, "gan." if gan else "vae.", run / NAME)
+    model.requires_grad_(False)
+    return model.to(device, memory_format=torch.channels_last).eval()

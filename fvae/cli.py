@@ -353,8 +353,9 @@ class _Progress:
             self.bar.update(self.task, completed=done)
 
     def on_log(self, line: dict) -> None:
-        names = ("recon", "kl", "tc", "disc_accuracy")
-        losses = "  ".join(f"{n} {line[n]:.3g}" for n in names if n in line)
+        from fvae.train import HEADLINES
+
+        losses = "  ".join(f"{n} {line[n]:.3g}" for n in HEADLINES if n in line)
         speed = self.bar.tasks[0].speed
         rate = f"{speed:.1f} steps/s" if speed else ""
         if _stderr.is_terminal:

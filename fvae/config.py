@@ -8,11 +8,11 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from fvae.errors import UserError
 
-Objective = Literal["vae", "beta-vae", "factor-vae"]
+Objective = Literal["vae", "beta-vae", "factor-vae", "infogan", "infowgan-gp"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class TrainConfig:
 
     objective: Objective = "factor-vae"
     """What to minimise: reconstruction + KL (vae), + beta KL (beta-vae), or + KL + gamma TC
-    (factor-vae)."""
+    (factor-vae); or a game between a generator and a critic that guesses the generator's codes
+    (infogan, infowgan-gp)."""
     data: str = "dsprites"
     """Data set: "dsprites" or "shapes3d" (rendered here), or the path of a published dsprites .npz,
     3dshapes .h5 or 3D Faces .pth file, or of a folder, .zip or .tar of images (CelebA, 3D
@@ -34,17 +35,18 @@ class TrainConfig:
     beta: float = 4.0
     """Weight of the KL (beta-vae only). Best on 2D Shapes, from memory of the paper."""
     warmup_steps: int = 0
-    """Steps over which gamma or beta grows linearly from 0 to its value."""
+    """Steps over which gamma, beta or the mutual information's weight grows linearly from 0 to
+    its value."""
     steps: int = 300_000
     """Training steps; the paper's number for 2D Shapes (from memory)."""
     batch_size: int = 64
     """Images in a batch; factor-vae draws a second batch of this size for the permuted codes."""
     latent_dim: int = 10
-    """Latent dimensions d."""
+    """Latent dimensions d; of infogan and infowgan-gp, the continuous codes."""
     learning_rate: float = 1e-4
-    """Adam's learning rate of encoder and decoder (betas .9, .999)."""
+    """Adam's learning rate of encoder and decoder (betas .9, .999), or of the generator."""
     disc_learning_rate: float = 1e-4
-    """Adam's learning rate of the discriminator (betas .5, .9)."""
+    """Adam's learning rate of the discriminator (betas .5, .9), or of critic and Q head."""
     disc_units: int = 1000
     """Units of each hidden layer of the discriminator."""
     disc_hidden_layers: int = 6
@@ -54,6 +56,19 @@ class TrainConfig:
     hidden_units: int = 128
     """Units of the fully connected layer of encoder and decoder; the paper takes 256 on sets
     other than 2D Shapes."""
+    mi_weight: float = 1.0
+    """Weight lambda of the mutual information bound (infogan, infowgan-gp); Chen et al. 2016."""
+    critic_steps: int = 5
+    """Critic steps for each generator step (infowgan-gp; infogan takes one); Gulrajani et al.
+    2017."""
+    gradient_penalty: float = 10.0
+    """Weight of the gradient penalty (infowgan-gp only); Gulrajani et al. 2017."""
+    noise_dim: int = 5
+    """Noise variables of the generator beside the codes (infogan, infowgan-gp), uniform in
+    [-1, 1]; 5 as in the dSprites experiments of Lin et al. 2020 (InfoGAN-CR)."""
+    categorical_sizes: tuple[int, ...] = ()
+    """Number of values of each categorical code (infogan, infowgan-gp); none by default. They are
+    not part of the representation that is scored."""
     seed: int = 0
     """Seed of the initial weights and of every random number of the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -63,7 +78,8 @@ class TrainConfig:
     backend: str | None = None
     """Force one backend of the ops; None picks by device."""
     graph: bool = True
-    """On a GPU, capture the whole step as a CUDA graph and replay it."""
+    """On a GPU, capture the whole step as a CUDA graph and replay it (not of infogan and
+    infowgan-gp)."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     log_every: int = 50
@@ -75,13 +91,17 @@ class TrainConfig:
             value = getattr(self, name)
             if not value > 0 or not math.isfinite(value):
                 raise UserError(f"--{name.replace('_', '-')}: got {value}, expected more than 0")
-        for name in ("gamma", "beta", "warmup_steps"):
+        for name in ("gamma", "beta", "warmup_steps", "mi_weight", "gradient_penalty", "noise_dim"):
             value = getattr(self, name)
             if not value >= 0 or not math.isfinite(value):
                 raise UserError(f"--{name.replace('_', '-')}: got {value}, expected 0 or more")
         if len(self.conv_channels) != 4 or min(self.conv_channels) < 1:
             raise UserError(
                 f"--conv-channels: got {self.conv_channels}, expected four positive numbers"
+            )
+        if min(self.categorical_sizes, default=2) < 2:
+            raise UserError(
+                f"--categorical-sizes: got {self.categorical_sizes}, expected numbers of at least 2"
             )
         for name in ("objective", "device", "precision"):
             known = _CHOICES[name]
@@ -104,6 +124,7 @@ class TrainConfig:
         try:
             fields = json.loads(path.read_text())
             fields["conv_channels"] = tuple(fields["conv_channels"])
+            fields["categorical_sizes"] = tuple(fields.get("categorical_sizes", ()))
             return cls(**fields)
         except FileNotFoundError:
             raise UserError(
@@ -126,14 +147,17 @@ _POSITIVE = (
     "disc_units",
     "disc_hidden_layers",
     "hidden_units",
+    "critic_steps",
     "checkpoint_every",
     "log_every",
 )
 _CHOICES = {
-    "objective": ("vae", "beta-vae", "factor-vae"),
+    "objective": get_args(Objective),
     "device": ("auto", "cpu", "cuda"),
     "precision": ("auto", "fp32", "bf16"),
 }
 
 VAE_BETAS = (0.9, 0.999)
 DISC_BETAS = (0.5, 0.9)
+#: Adam's betas of both players: Chen et al. 2016 (the first; their code), Gulrajani et al. 2017.
+GAN_BETAS = {"infogan": (0.5, 0.999), "infowgan-gp": (0.5, 0.9)}

@@ -12,6 +12,7 @@ from fvae import checkpoint, metrics, reference
 from fvae.data import Store
 from fvae.errors import UserError
 from fvae.files import write_atomically
+from fvae.infogan import InfoGAN
 from fvae.nets import VAE
 
 # Images encoded at once: the first layer's output then fits the second-level cache of two cores.
@@ -24,12 +25,12 @@ def pixels(store: Store, indices: torch.Tensor) -> torch.Tensor:
 
 
 def encode(
-    model: VAE,
+    model: VAE | InfoGAN,
     store: Store,
     indices: torch.Tensor,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean codes of some images, and the mean KL of each latent dimension over them.
+    """Mean codes of some images, and the information that each latent dimension has of them.
 
     Args:
         model: the trained model; its device is where the work is done.
@@ -38,20 +39,20 @@ def encode(
         on_progress: called with the number of images done.
 
     Returns:
-        mu, float32 ``[n, d]`` on the CPU, and kl, float64 ``[d]``, nats.
+        mu, float32 ``[n, d]`` on the CPU, and information, float64 ``[d]``, nats: the mean KL to
+        the prior, or, of a model that trains with none, :meth:`fvae.infogan.InfoGAN.information`.
     """
     device = next(model.parameters()).device
     codes = torch.empty(len(indices), model.latent_dim)
-    kl = torch.zeros(model.latent_dim, dtype=torch.float64)
+    logvars = torch.empty_like(codes)
     with torch.inference_mode():
         for start in range(0, len(indices), _CHUNK):
             rows = slice(start, start + _CHUNK)
             x = pixels(store, indices[rows]).to(device)
             mu, logvar = model.encode(x.contiguous(memory_format=torch.channels_last))
-            codes[rows] = mu.cpu()
-            kl += reference.kl_to_prior(mu, logvar).double().sum(0).cpu()
+            codes[rows], logvars[rows] = mu.cpu(), logvar.cpu()
             on_progress(min(start + _CHUNK, len(indices)))
-    return codes, kl / len(indices)
+    return codes, model.information(codes, logvars)
 
 
 def evaluate(
@@ -74,7 +75,8 @@ def evaluate(
 
     Returns:
         the contents of the file: scores, votes, protocol constants, seed, images encoded and the
-        mean KL of each dimension.
+        mean KL of each dimension. A GAN has an estimate of its mutual information instead, and a
+        protocol that drops dimensions by their KL then drops constant ones alone.
 
     Raises:
         UserError: the set has no factors, the protocol does not exist, or the run cannot be read.
@@ -94,15 +96,19 @@ def evaluate(
     sampled = protocol != "exhaustive"
     names = ("factor_vae", "beta_vae", "mig", "sap", "dci") if sampled else ("factor_vae",)
     needed = torch.as_tensor(np.asarray(metrics.needed(sizes, names, protocol, seed)))
-    part, kl = encode(model, store, needed, lambda done: on_progress(done, len(needed)))
+    part, information = encode(model, store, needed, lambda done: on_progress(done, len(needed)))
     # NaN where nothing was encoded: a metric that read such a row would say so.
     codes = torch.full((len(store), model.latent_dim), torch.nan)
     codes[needed] = part
 
     result: dict = {"protocol": protocol, "seed": seed, "images_encoded": len(needed)}
-    result["kl_dims"] = kl.tolist()
+    # The threshold below which a protocol drops a dimension is one of the KL to the prior.
+    kl = information if model.information_name == "KL" else None
+    result["mutual_information_dims" if kl is None else "kl_dims"] = information.tolist()
     score = metrics.factor_vae_score(codes, sizes, protocol, seed, kl=kl)
     result["factor_vae"] = _plain(score) | {"factor_names": list(store.factor_names)}
+    if kl is None and score.protocol.prune == "kl" and not score.note:
+        result["factor_vae"]["note"] = "the model has no KL: only constant dimensions are dropped"
     absent = {"score": None, "note": "draws random numbers; use kim2018 or locatello2019"}
     result["beta_vae"] = (
         _plain(metrics.beta_vae_score(codes, sizes, protocol, seed)) if sampled else absent

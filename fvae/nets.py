@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fvae.reference import kl_to_prior
+
 #: Slope of the discriminator's leaky ReLU for negative input.
 LEAKY_SLOPE = 0.2
 
@@ -37,6 +39,11 @@ class VAE(nn.Module):
 
     Source: Kim & Mnih 2018, appendix A.
     """
+
+    #: Traversals go from -2 to +2 standard deviations of the prior.
+    span = 2.0
+    #: What :meth:`information` measures.
+    information_name = "KL"
 
     def __init__(
         self,
@@ -91,6 +98,10 @@ class VAE(nn.Module):
             logits, ``[B, C, 64, 64]``; the pixel's mean is their sigmoid.
         """
         return self.decoder(z)
+
+    def information(self, mu: Tensor, logvar: Tensor) -> Tensor:
+        """Mean KL of q(z_j|x) to the prior, nats: ``[N, d]`` twice -> float64 ``[d]``."""
+        return kl_to_prior(mu, logvar).double().mean(0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction logits from the mean code, with mu and logvar."""

@@ -36,6 +36,8 @@ class Stream(enum.IntEnum):
     VOTES = 3
     PAIRS = 4
     SAMPLE = 5
+    CODES = 6
+    MIXTURE = 7
 
     def at(self, lane: int) -> int:
         """Return the counter's second word for this use in a lane."""
@@ -200,6 +202,18 @@ def bounded(word: Tensor, bound: int | Tensor) -> Tensor:
         int64 of the word's shape.
     """
     return (word * bound) >> 32
+
+
+def uniform(word: Tensor) -> Tensor:
+    """(word >> 8) / 2**24: a number in [0, 1) from one word, exact in float32.
+
+    Args:
+        word: int64, 0 to 2**32 - 1.
+
+    Returns:
+        float32 of the word's shape.
+    """
+    return (word >> 8).to(torch.float32) * 2.0**-24
 
 
 def normal(word: Tensor) -> Tensor:

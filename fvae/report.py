@@ -17,17 +17,29 @@ from fvae.config import TrainConfig
 from fvae.data import Store
 from fvae.evaluate import encode, pixels
 from fvae.files import write_atomically
+from fvae.infogan import InfoGAN
 from fvae.nets import VAE
 from fvae.philox import Philox, Stream
-from fvae.train import LOG_NAME
+from fvae.train import HEADLINES, LOG_NAME
 
 matplotlib.use("Agg")  # pages are written on machines without a screen
 import matplotlib.pyplot as plt  # noqa: E402
 
-_SPAN = 2.0  # traversals go from -2 to +2 standard deviations of the prior
 _FRAMES = 11
 _GIF_FRAMES = 24
 _KL_SAMPLE = 2048
+
+# Terms of the log that are drawn, where a run has them.
+_CURVES = {
+    "recon": "reconstruction (nats an image)",
+    "kl": "KL (nats an image)",
+    "tc": "total correlation (nats)",
+    "wasserstein": "Wasserstein estimate",
+    "gradient_penalty": "gradient penalty",
+    "disc_loss": "discriminator loss (nats)",
+    "generator_loss": "generator loss",
+    "mi": "mutual information bound (nats)",
+}
 
 
 def sample_images(store: Store, count: int, seed: int) -> Tensor:
@@ -36,14 +48,16 @@ def sample_images(store: Store, count: int, seed: int) -> Tensor:
     return philox.integers(rng.seed, rng.step, Stream.SAMPLE.at(rng.lane), count, len(store))
 
 
-def traverse(model: VAE, code: Tensor, order: list[int], values: np.ndarray) -> np.ndarray:
+def traverse(
+    model: VAE | InfoGAN, code: Tensor, order: list[int], values: np.ndarray
+) -> np.ndarray:
     """Decode copies of a code in which one dimension at a time takes given values.
 
     Args:
         model: encoder and decoder on the CPU.
         code: ``[d]``.
         order: latent dimensions, one row each.
-        values: ``[n]``, in standard deviations of the prior.
+        values: ``[n]``.
 
     Returns:
         pixel means, float32 ``[len(order), n, H, W, C]``, 0..1.
@@ -57,7 +71,7 @@ def traverse(model: VAE, code: Tensor, order: list[int], values: np.ndarray) -> 
 
 
 def by_kl(kl: Tensor) -> list[int]:
-    """Latent dimensions in order of falling KL."""
+    """Latent dimensions in order of falling KL (of a GAN, mutual information)."""
     return torch.argsort(kl, descending=True, stable=True).tolist()
 
 
@@ -87,7 +101,7 @@ def write_traversals(run: Path, store: Store, out: Path | None = None) -> tuple[
     return png, gif
 
 
-def _start_code(model: VAE, store: Store, seed: int) -> tuple[Tensor, Tensor]:
+def _start_code(model: VAE | InfoGAN, store: Store, seed: int) -> tuple[Tensor, Tensor]:
     codes, kl = encode(model, store, sample_images(store, _KL_SAMPLE, seed))
     return codes[0], kl
 
@@ -107,8 +121,8 @@ def _show(axis: plt.Axes, image: np.ndarray) -> None:
     axis.spines[:].set_visible(False)
 
 
-def _traversal_figure(model: VAE, code: Tensor, kl: Tensor) -> plt.Figure:
-    order, values = by_kl(kl), np.linspace(-_SPAN, _SPAN, _FRAMES)
+def _traversal_figure(model: VAE | InfoGAN, code: Tensor, kl: Tensor) -> plt.Figure:
+    order, values = by_kl(kl), np.linspace(-model.span, model.span, _FRAMES)
     images = traverse(model, code, order, values)
     figure, axes = plt.subplots(
         len(order), _FRAMES, figsize=(_FRAMES * 0.8 + 1.2, len(order) * 0.8), squeeze=False
@@ -124,10 +138,10 @@ def _traversal_figure(model: VAE, code: Tensor, kl: Tensor) -> plt.Figure:
     return figure
 
 
-def _traversal_gif(model: VAE, store: Store, kl: Tensor, seed: int) -> bytes:
+def _traversal_gif(model: VAE | InfoGAN, store: Store, kl: Tensor, seed: int) -> bytes:
     """Animate: a row for each of four images, a column for each latent by falling KL."""
     codes, _ = encode(model, store, sample_images(store, 4, seed))
-    swing = _SPAN * np.sin(np.linspace(0, 2 * np.pi, _GIF_FRAMES, endpoint=False))
+    swing = model.span * np.sin(np.linspace(0, 2 * np.pi, _GIF_FRAMES, endpoint=False))
     tiles = np.stack([traverse(model, code, by_kl(kl), swing) for code in codes])
     tiles = np.pad(tiles, [(0, 0)] * 3 + [(1, 1), (1, 1), (0, 0)], constant_values=0.25)
     frames = tiles.transpose(2, 0, 3, 1, 4, 5)  # frame, image, height, latent, width, channel
@@ -138,7 +152,7 @@ def _traversal_gif(model: VAE, store: Store, kl: Tensor, seed: int) -> bytes:
     return imageio.imwrite("<bytes>", frames, extension=".gif", duration=70, loop=0)
 
 
-def _reconstruction_figure(model: VAE, store: Store, seed: int) -> plt.Figure:
+def _reconstruction_figure(model: VAE | InfoGAN, store: Store, seed: int) -> plt.Figure:
     x = pixels(store, sample_images(store, 12, seed + 1))
     with torch.inference_mode():
         y = torch.sigmoid(model(x)[0].float())
@@ -152,9 +166,7 @@ def _reconstruction_figure(model: VAE, store: Store, seed: int) -> plt.Figure:
 
 
 def _curves_figure(log: list[dict]) -> plt.Figure:
-    panels = [("recon", "reconstruction (nats an image)"), ("kl", "KL (nats an image)")]
-    if "tc" in log[-1]:
-        panels += [("tc", "total correlation (nats)"), ("disc_loss", "discriminator loss (nats)")]
+    panels = [(name, title) for name, title in _CURVES.items() if name in log[-1]]
     steps = [line["step"] for line in log]
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.6))
     for axis, (name, title) in zip(axes, panels, strict=True):
@@ -164,11 +176,12 @@ def _curves_figure(log: list[dict]) -> plt.Figure:
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    recon = [line["recon"] for line in log]
-    if max(recon) > 4 * min(recon) > 0:
-        axes[0].set_yscale("log")
-    if "tc" in log[-1]:
-        axes[2].axhline(0, color="gray", linewidth=0.8)
+        if name == "recon":
+            recon = [line["recon"] for line in log]
+            if max(recon) > 4 * min(recon) > 0:
+                axis.set_yscale("log")
+        if name in ("tc", "mi"):
+            axis.axhline(0, color="gray", linewidth=0.8)
     figure.tight_layout()
     return figure
 
@@ -240,17 +253,23 @@ def write_report(run: Path, store: Store) -> Path:
         if not store.factor_sizes:
             note = "<p>This data set has no ground-truth factors, so there are no scores.</p>"
         sections.append(("Scores", note))
+    low, high = f"&minus;{model.span:g}", f"+{model.span:g}"
+    gan = isinstance(model, InfoGAN)
     sections += [
-        ("Reconstructions", _picture(_png(_reconstruction_figure(model, store, config.seed)))),
         (
-            "Latent traversals, by falling KL",
-            "<p>Each row moves one latent dimension from &minus;2 to +2 and keeps the others at"
+            "Reconstructions",
+            (_GAN_NOTE if gan else "")
+            + _picture(_png(_reconstruction_figure(model, store, config.seed))),
+        ),
+        (
+            f"Latent traversals, by falling {model.information_name}",
+            f"<p>Each row moves one latent dimension from {low} to {high} and keeps the others at"
             " the code of one image.</p>" + _picture(_png(_traversal_figure(model, code, kl))),
         ),
         (
             "The same in motion",
-            "<p>A column for each latent, by falling KL; a row for each of four images.</p>"
-            + _picture(_traversal_gif(model, store, kl, config.seed), "gif"),
+            f"<p>A column for each latent, by falling {model.information_name}; a row for each of"
+            " four images.</p>" + _picture(_traversal_gif(model, store, kl, config.seed), "gif"),
         ),
         ("Configuration", _table(json.loads(config.to_json()).items())),
     ]
@@ -275,7 +294,7 @@ def _table(rows) -> str:
 
 def _summary(line: dict) -> str:
     parts = [f"step {line['step']:,}", f"{line['seconds']:.0f} s"]
-    parts += [f"{n} {line[n]:.3g}" for n in ("recon", "kl", "tc", "disc_accuracy") if n in line]
+    parts += [f"{n} {line[n]:.3g}" for n in HEADLINES if n in line]
     return "<p>Last logged interval: " + ", ".join(parts) + ".</p>"
 
 
@@ -291,6 +310,10 @@ def _score_table(scores: list[dict]) -> str:
     caption = "<p>Scores of different protocols are not comparable.</p>"
     return f"<table><tr>{head}</tr>{rows}</table>{caption}"
 
+
+_GAN_NOTE = """<p>The generator at the mean of Q(c|x) and noise 0: nothing trains it to reconstruct,
+so this shows what the codes hold. Traversals have noise 0 and the first value of each categorical
+code, too.</p>"""
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fvae import checkpoint, nets, objectives, ops
-from fvae.config import DISC_BETAS, VAE_BETAS, TrainConfig
+from fvae.config import DISC_BETAS, GAN_BETAS, VAE_BETAS, TrainConfig
 from fvae.data import BUILT_IN, Store
 from fvae.device import resolve_device, resolve_precision
 from fvae.errors import UserError
@@ -20,6 +20,9 @@ from fvae.philox import Philox
 
 CONFIG_NAME = "config.json"
 LOG_NAME = "log.jsonl"
+
+#: Terms that the progress line and the report's summary show, where a run has them.
+HEADLINES = ("recon", "kl", "tc", "disc_accuracy", "wasserstein", "gradient_penalty", "mi")
 
 # Eager steps before a CUDA graph is captured; they are steps of the run like any other.
 _GRAPH_WARM_UP = 3
@@ -48,20 +51,7 @@ class Trainer:
         self.store = store.to(self.device)
         self.rng = Philox(config.seed, device=self.device)
         self.step_count = 0
-        vae, discriminator = nets.build(config, channels)
-        self.vae = vae.to(self.device, memory_format=torch.channels_last)
-        self.discriminator = discriminator.to(self.device) if discriminator else None
-        groups = [
-            {"params": list(vae.parameters()), "lr": config.learning_rate, "betas": VAE_BETAS}
-        ]
-        if discriminator:
-            groups.append(
-                {
-                    "params": list(discriminator.parameters()),
-                    "lr": config.disc_learning_rate,
-                    "betas": DISC_BETAS,
-                }
-            )
+        groups = self._build(channels)
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=self.device.type == "cuda")
         self.graph: torch.cuda.CUDAGraph | None = None
         self.warm_up_steps = 0
@@ -78,12 +68,36 @@ class Trainer:
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
 
+    def _build(self, channels: int) -> list[dict]:
+        """Make the networks on the device; return the optimizer's groups, one a player."""
+        config = self.config
+        vae, discriminator = nets.build(config, channels)
+        self.vae = vae.to(self.device, memory_format=torch.channels_last)
+        self.discriminator = discriminator.to(self.device) if discriminator else None
+        groups = [
+            {"params": list(vae.parameters()), "lr": config.learning_rate, "betas": VAE_BETAS}
+        ]
+        if discriminator:
+            groups.append(
+                {
+                    "params": list(discriminator.parameters()),
+                    "lr": config.disc_learning_rate,
+                    "betas": DISC_BETAS,
+                }
+            )
+        return groups
+
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        """Networks by the first part of their tensors' names in a checkpoint."""
+        modules = {"vae": self.vae}
+        return modules | ({"discriminator": self.discriminator} if self.discriminator else {})
+
     def _parameters(self) -> dict[str, Tensor]:
-        named = {f"vae.{name}": p for name, p in self.vae.named_parameters()}
-        if self.discriminator:
-            for name, p in self.discriminator.named_parameters():
-                named[f"discriminator.{name}"] = p
-        return named
+        return {
+            f"{part}.{name}": p
+            for part, module in self._modules().items()
+            for name, p in module.named_parameters()
+        }
 
     def step(self) -> objectives.Terms:
         """Train both players once: draw a batch, run forward and backward, update.
@@ -185,9 +199,8 @@ class Trainer:
         Raises:
             UserError: a tensor is missing or has another shape.
         """
-        checkpoint.load_weights(self.vae, tensors, "vae.", path)
-        if self.discriminator:
-            checkpoint.load_weights(self.discriminator, tensors, "discriminator.", path)
+        for part, module in self._modules().items():
+            checkpoint.load_weights(module, tensors, part + ".", path)
         try:
             for name, parameter in self._parameters().items():
                 for key, value in self.optimizer.state[parameter].items():
@@ -200,6 +213,15 @@ class Trainer:
                 " configuration"
             ) from None
         self.step_count = int(self.rng.step)
+
+
+def make_trainer(config: TrainConfig, store: Store) -> Trainer:
+    """Return the trainer of the configuration's objective."""
+    if config.objective in GAN_BETAS:
+        from fvae.train_infogan import InfoGANTrainer  # it is built on the class above
+
+        return InfoGANTrainer(config, store)
+    return Trainer(config, store)
 
 
 class _Means:
@@ -314,7 +336,7 @@ def train(
             the checkpoint does not fit.
         OSError: the folder is read-only or the disk is full.
     """
-    trainer = Trainer(config, store)
+    trainer = make_trainer(config, store)
     means = _Means()
     if (run / checkpoint.NAME).exists():
         tensors = checkpoint.read(run, config)
