@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{thing}: {error.strerror or error}; {remedy}")
     except KeyboardInterrupt:
         status = 130
-    sys.exit(status)
+    _exit(status)
 
 
 def _fail(message: str) -> None:
@@ -106,7 +106,17 @@ def _fail(message: str) -> None:
         # Torchrun ends us as soon as process 0 has failed. If it has not, the error is ours alone.
         time.sleep(5)
     print("fvae: error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(2)
+    _exit(2)
+
+
+def _exit(status: int) -> None:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # Gloo's threads may still hold tensors; should one let go of them while the interpreter
+        # shuts down, the process would abort.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _parse(arguments: list[str]):

@@ -224,11 +224,11 @@ def join(config: TrainConfig) -> Iterator[World]:
     try:
         yield World(dist.get_rank(), size)
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "closed by peer" not in str(error):
+        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
             raise
         raise UserError(
-            "another process of this run ended; the last checkpoint is kept, continue with"
-            f" `fvae train --resume` ({str(error).splitlines()[0]})"
+            "lost the connection to another process of this run; the last checkpoint is kept,"
+            " continue with `fvae train --resume`"
         ) from None
     # After an error the connections stay open until the process ends: their loss would make the
     # others report that, rather than the error.

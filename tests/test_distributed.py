@@ -143,6 +143,7 @@ def _process(rank, port, folder):
             lambda: ((folder / "cache").exists(), (folder / "cache").touch())[0]
         )
     (folder / f"said.{rank}").write_text(json.dumps(said))
+    os._exit(0)  # as the command does: gloo's threads and a closing interpreter do not get along
 
 
 @pytest.fixture(scope="module")
