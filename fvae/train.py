@@ -1,6 +1,7 @@
 """The training loop: step, log, checkpoint, resume."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -66,7 +67,6 @@ class Trainer:
                     "betas": DISC_BETAS,
                 }
             )
-        self.terms_of = self.world.parallel(self._terms, self.vae, self.discriminator)
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=self.device.type == "cuda")
         self.graph: torch.cuda.CUDAGraph | None = None
         self.warm_up_steps = 0
@@ -154,12 +154,16 @@ class Trainer:
             enabled=config.precision == "bf16",
             cache_enabled=not gpu,  # a cached cast would outlive the capture it was made in
         ):
-            terms = self.terms_of(x, weight, target)
+            terms = self._terms_of(x, weight, target)
         terms["loss"].backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.rng.advance()
         return {name: term.detach() for name, term in terms.items()}
+
+    @functools.cached_property
+    def _terms_of(self) -> Callable[..., objectives.Terms]:
+        return self.world.parallel(self._terms, self.vae, self.discriminator)
 
     def _terms(self, x: Tensor, weight: Tensor | float, target: Tensor | None) -> objectives.Terms:
         rest = (weight, self.rng, self.config.backend, target, self.world)
