@@ -5,8 +5,10 @@ import dataclasses
 import errno
 import io
 import json
+import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -97,12 +99,25 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{thing}: {error.strerror or error}; {remedy}")
     except KeyboardInterrupt:
         status = 130
-    sys.exit(status)
+    _exit(status)
 
 
 def _fail(message: str) -> None:
+    if os.environ.get("RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" in os.environ:
+        # Torchrun ends us as soon as process 0 has failed. If it has not, the error is ours alone.
+        time.sleep(5)
     print("fvae: error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(2)
+    _exit(2)
+
+
+def _exit(status: int) -> None:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # Gloo's threads may still hold tensors; should one let go of them while the interpreter
+        # shuts down, the process would abort.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _parse(arguments: list[str]):
@@ -186,30 +201,40 @@ def _load_data(source: str):
 
 
 def _train(command: Train) -> int:
-    from fvae import report, train
+    from fvae import distributed, report, train
     from fvae.device import keep_freed_memory
     from fvae.files import write_atomically
 
     config = _config_of(command)
     if command.backend is not None:
         _check_backend(command.backend, config.device)
-    if command.resume is not None:
-        run = command.resume
-        config = train.settle(config)
-        store = _load_data(config.data)
-        write_atomically(run / train.CONFIG_NAME, config.to_json())
-    else:
-        run = command.out or Path("runs") / f"{config.objective}-seed{config.seed}"
-        train.check_free(run)
-        store = _load_data(config.data)
-        config = train.create_run(config, run)
-    keep_freed_memory()
-    with _Progress(config.steps) as progress:
-        signal_number = train.train(config, store, run, progress.on_log, progress.on_step)
-    if signal_number:
-        print(f"stopped; continue with: fvae train --resume {run}", file=sys.stderr)
-        return 128 + signal_number
-    print(report.write_report(run, store))
+    with distributed.join(config) as world:
+        _stderr.quiet = not world.main
+
+        def load():
+            return world.on_node_first(lambda: _load_data(config.data))
+
+        if command.resume is not None:
+            run = command.resume
+            config = world.on_main(lambda: train.settle(config))
+            store = load()
+            world.on_main(lambda: write_atomically(run / train.CONFIG_NAME, config.to_json()))
+        else:
+            run = command.out or Path("runs") / f"{config.objective}-seed{config.seed}"
+            world.on_main(lambda: train.check_free(run))
+            store = load()
+            config = world.on_main(lambda: train.create_run(config, run))
+        keep_freed_memory()
+        with _Progress(config.steps) as progress:
+            signal_number = train.train(
+                config, store, run, progress.on_log, progress.on_step, world
+            )
+        if signal_number:
+            stopped = f"stopped; continue with: fvae train --resume {run}"
+            world.on_main(lambda: print(stopped, file=sys.stderr))
+            return 128 + signal_number
+    if world.main:
+        print(report.write_report(run, store))
     return 0
 
 

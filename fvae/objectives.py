@@ -19,10 +19,10 @@ Terms = dict[str, Tensor]
 
 
 def _elbo_terms(
-    model: VAE, x: Tensor, target: Tensor | None, rng: Philox, backend: str | None
+    model: VAE, x: Tensor, target: Tensor | None, rng: Philox, backend: str | None, draws
 ) -> tuple[Terms, Tensor]:
     mu, logvar = model.encode(x)
-    z, kl_dims = ops.reparameterize(mu, logvar, rng, backend)
+    z, kl_dims = draws.reparameterize(mu, logvar, rng, backend)
     recon = ops.bernoulli_nll(model.decode(z), x if target is None else target, backend)
     return {"recon": recon, "kl": kl_dims.sum(), "kl_dims": kl_dims}, z
 
@@ -34,6 +34,7 @@ def beta_vae(
     rng: Philox,
     backend: str | None = None,
     target: Tensor | None = None,
+    draws=ops,
 ) -> Terms:
     """loss = recon + beta * kl; the vae is beta = 1.
 
@@ -45,13 +46,15 @@ def beta_vae(
         backend: backend of the ops.
         target: x in another form that :func:`fvae.ops.bernoulli_nll` takes, such as packed bits;
             None is x itself.
+        draws: whose reparameterize and permute_dims to call: :mod:`fvae.ops`, or a
+            :class:`fvae.distributed.World` where the batch is this process's part of one.
 
     Returns:
         loss, recon, kl, kl_dims.
 
     Source: Higgins et al. 2017, equation 4.
     """
-    terms, _ = _elbo_terms(model, x, target, rng, backend)
+    terms, _ = _elbo_terms(model, x, target, rng, backend, draws)
     return {"loss": terms["recon"] + weight * terms["kl"], **terms}
 
 
@@ -64,6 +67,7 @@ def factor_vae(
     rng: Philox,
     backend: str | None = None,
     target: Tensor | None = None,
+    draws=ops,
 ) -> Terms:
     """loss = recon + kl + gamma * tc + disc_loss, for both players at once.
 
@@ -80,17 +84,19 @@ def factor_vae(
         backend: backend of the ops.
         target: x in another form that :func:`fvae.ops.bernoulli_nll` takes, such as packed bits;
             None is x itself.
+        draws: whose reparameterize and permute_dims to call: :mod:`fvae.ops`, or a
+            :class:`fvae.distributed.World` where the batch is this process's part of one.
 
     Returns:
         loss, recon, kl, kl_dims, tc, disc_loss, disc_accuracy.
 
     Source: Kim & Mnih 2018, Algorithm 2.
     """
-    terms, z = _elbo_terms(model, x, target, rng, backend)
+    terms, z = _elbo_terms(model, x, target, rng, backend, draws)
     with torch.no_grad():
         mu, logvar = model.encode(x_second)
-        z_second, _ = ops.reparameterize(mu, logvar, rng.at_lane(1), backend)
-        z_perm = ops.permute_dims(z_second, rng, backend)
+        z_second, _ = draws.reparameterize(mu, logvar, rng.at_lane(1), backend)
+        z_perm = draws.permute_dims(z_second, rng, backend)
     tc, disc_loss, accuracy = two_players(discriminator, z, z_perm, backend)
     loss = terms["recon"] + terms["kl"] + weight * tc + disc_loss
     return {"loss": loss, **terms, "tc": tc, "disc_loss": disc_loss, "disc_accuracy": accuracy}

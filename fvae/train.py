@@ -1,7 +1,9 @@
 """The training loop: step, log, checkpoint, resume."""
 
 import dataclasses
+import functools
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from fvae import checkpoint, nets, objectives, ops
 from fvae.config import DISC_BETAS, GAN_BETAS, VAE_BETAS, TrainConfig
 from fvae.data import BUILT_IN, Store
 from fvae.device import resolve_device, resolve_precision
+from fvae.distributed import World
 from fvae.errors import UserError
 from fvae.files import write_atomically
 from fvae.philox import Philox
@@ -34,12 +37,13 @@ class Trainer:
     Args:
         config: the settings, with device and precision other than "auto".
         store: the data set; it is moved to the device.
+        world: the processes that share the batch; one, unless torchrun started more.
 
     Raises:
         UserError: the images are not 64 x 64 with 1 or 3 channels.
     """
 
-    def __init__(self, config: TrainConfig, store: Store) -> None:
+    def __init__(self, config: TrainConfig, store: Store, world: World | None = None) -> None:
         channels, *size = store.image_shape
         if size != [64, 64] or channels not in (1, 3):
             raise UserError(
@@ -47,6 +51,7 @@ class Trainer:
                 " or [3, 64, 64]; resize them"
             )
         self.config = config
+        self.world = world or World()
         self.device = torch.device(config.device)
         self.store = store.to(self.device)
         self.rng = Philox(config.seed, device=self.device)
@@ -111,7 +116,7 @@ class Trainer:
         """
         if self.graph:
             self.graph.replay()
-        elif self.device.type == "cuda" and self.config.graph:
+        elif self.device.type == "cuda" and self.config.graph and self.world.size == 1:
             if self.warm_up_steps < _GRAPH_WARM_UP:
                 self.warm_up_steps += 1
                 self.terms = self._warm_up_step()
@@ -151,10 +156,11 @@ class Trainer:
             dtype=torch.bfloat16 if low else torch.float32,
             return_indices=True,
         )
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.world.rows(x, 1 + two).contiguous(memory_format=torch.channels_last)
         # A GPU reads the target's packed rows again rather than float images; on a CPU the images
         # are at hand.
-        target = self._packed(indices[: config.batch_size]) if gpu else None
+        first = indices[: config.batch_size]
+        target = self._packed(self.world.rows(first, 1)) if gpu else None
         weight = self.weight_at(self.rng.step)
         with torch.autocast(
             self.device.type,
@@ -162,19 +168,22 @@ class Trainer:
             enabled=config.precision == "bf16",
             cache_enabled=not gpu,  # a cached cast would outlive the capture it was made in
         ):
-            if two:
-                first, second = x.split(config.batch_size)
-                terms = objectives.factor_vae(
-                    self.vae, self.discriminator, first, second, weight, self.rng,
-                    config.backend, target,
-                )  # fmt: skip
-            else:
-                terms = objectives.beta_vae(self.vae, x, weight, self.rng, config.backend, target)
+            terms = self._terms_of(x, weight, target)
         terms["loss"].backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.rng.advance()
         return {name: term.detach() for name, term in terms.items()}
+
+    @functools.cached_property
+    def _terms_of(self) -> Callable[..., objectives.Terms]:
+        return self.world.parallel(self._terms, self.vae, self.discriminator)
+
+    def _terms(self, x: Tensor, weight: Tensor | float, target: Tensor | None) -> objectives.Terms:
+        rest = (weight, self.rng, self.config.backend, target, self.world)
+        if self.config.objective == "factor-vae":
+            return objectives.factor_vae(self.vae, self.discriminator, *x.chunk(2), *rest)
+        return objectives.beta_vae(self.vae, x, *rest)
 
     def _packed(self, indices: Tensor) -> Tensor:
         rows = self.store.rows(indices)
@@ -215,13 +224,13 @@ class Trainer:
         self.step_count = int(self.rng.step)
 
 
-def make_trainer(config: TrainConfig, store: Store) -> Trainer:
-    """Return the trainer of the configuration's objective."""
+def make_trainer(config: TrainConfig, store: Store, world: World | None = None) -> Trainer:
+    """Return the trainer of the configuration's objective; a GAN's trains in one process."""
     if config.objective in GAN_BETAS:
         from fvae.train_infogan import InfoGANTrainer  # it is built on the class above
 
         return InfoGANTrainer(config, store)
-    return Trainer(config, store)
+    return Trainer(config, store, world)
 
 
 class _Means:
@@ -237,6 +246,10 @@ class _Means:
         row = torch.cat([t.reshape(-1).float() for t in terms.values()])
         self.sums = row if self.sums is None else self.sums + row
         self.count += 1
+
+    def share(self, world: World) -> None:
+        """Replace the sums by their mean over the processes; what is added later adds to it."""
+        self.sums = world.mean(self.sums)
 
     def is_finite(self) -> bool:
         return self.sums is None or bool(self.sums.isfinite().all())
@@ -317,6 +330,7 @@ def train(
     run: Path,
     on_log: Callable[[dict], None] = lambda line: None,
     on_step: Callable[[int], None] = lambda step: None,
+    world: World | None = None,
 ) -> int:
     """Train until ``config.steps``, from the run's checkpoint if it has one.
 
@@ -324,8 +338,10 @@ def train(
         config: settings as :func:`create_run` or ``TrainConfig.from_file`` returned them.
         store: the data set.
         run: the run folder.
-        on_log: called with each line of ``log.jsonl``.
+        on_log: called with each line of ``log.jsonl``, by the process that writes it.
         on_step: called with the number of steps done after each.
+        world: the processes that share the batch, of :func:`fvae.distributed.join`; None is this
+            one alone.
 
     Returns:
         0, or the number of the signal (SIGINT, SIGTERM) that ended the run early; its checkpoint
@@ -336,41 +352,45 @@ def train(
             the checkpoint does not fit.
         OSError: the folder is read-only or the disk is full.
     """
-    trainer = make_trainer(config, store)
+    world = world or World()
+    trainer = make_trainer(config, store, world)
     means = _Means()
-    if (run / checkpoint.NAME).exists():
-        tensors = checkpoint.read(run, config)
+    if world.on_main((run / checkpoint.NAME).exists):
+        tensors = world.each(lambda: checkpoint.read(run, config))
         trainer.restore(tensors, run / checkpoint.NAME)
         means.restore(tensors, trainer.device)
     log = run / LOG_NAME
-    _cut_log(log, trainer.step_count)
+    world.on_main(lambda: _cut_log(log, trainer.step_count))
 
     def save() -> None:
+        means.share(world)
         if not means.is_finite() or not trainer.is_finite():
             raise _diverged(trainer, run)
-        checkpoint.save(run, trainer.state() | means.state(), config)
+        world.on_main(lambda: checkpoint.save(run, trainer.state() | means.state(), config))
 
     if trainer.step_count == 0:
         save()
     started = time.monotonic() - _seconds_so_far(log)
-    with _StopSignal() as stop, log.open("a") as log_file:
-        while trainer.step_count < config.steps and not stop.number:
+    number = 0  # of the signal that all processes have agreed to stop for
+    with _StopSignal() as stop, open(log if world.main else os.devnull, "a") as log_file:
+        while trainer.step_count < config.steps and not number:
             means.add(trainer.step())
             done = trainer.step_count
             on_step(done)
+            number = world.largest(stop.number)
             if done % config.log_every == 0 or done == config.steps:
+                means.share(world)
                 if not means.is_finite():
                     raise _diverged(trainer, run)
                 line = {"step": done, "seconds": round(time.monotonic() - started, 3)}
                 line |= {"weight": trainer.weight_at(done - 1)} | means.take()
                 log_file.write(json.dumps(line) + "\n")
                 log_file.flush()
-                on_log(line)
-            if done % config.checkpoint_every == 0 or done == config.steps or stop.number:
+                if world.main:
+                    on_log(line)
+            if done % config.checkpoint_every == 0 or done == config.steps or number:
                 save()
-        if stop.number and trainer.step_count < config.steps:
-            save()
-    return stop.number if trainer.step_count < config.steps else 0
+    return number if trainer.step_count < config.steps else 0
 
 
 def _diverged(trainer: Trainer, run: Path) -> UserError:

@@ -1,0 +1,239 @@
+"""Data-parallel training: one run over the processes that ``torchrun`` started.
+
+``config.batch_size`` is the global batch; process r of n trains on rows ``r B/n .. (r + 1) B/n`` of
+it, and DistributedDataParallel averages the gradients. Every loss term is a mean over the batch, so
+the average of the shards' gradients is the gradient of the global batch. Random numbers are drawn
+for the global batch and each process takes its rows, so a run is the same run on any number of
+processes, up to the order of sums.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fvae import ops
+from fvae.config import TrainConfig
+from fvae.device import resolve_device
+from fvae.errors import UserError
+from fvae.philox import Philox
+
+#: The objectives whose terms are means over the batch; others train in one process.
+OBJECTIVES = ("vae", "beta-vae", "factor-vae")
+
+_T = TypeVar("_T")
+
+
+class World:
+    """The processes of one run; in a world of one every method returns at once.
+
+    Its :meth:`reparameterize` and :meth:`permute_dims` stand in for those of :mod:`fvae.ops` where
+    the batch is a shard.
+
+    Args:
+        rank: of this process, 0 to size - 1. Process 0 alone writes and prints.
+        size: number of processes. Above 1, a process group is initialised.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the run folder and prints."""
+        return self.rank == 0
+
+    # --- the step ---------------------------------------------------------------------------
+
+    def parallel(self, terms_of: Callable, *players: nn.Module | None) -> Callable:
+        """Return ``terms_of``, such that one backward pass averages all players' gradients.
+
+        Args:
+            terms_of: computes the loss terms; every parameter of the players takes part in each.
+            players: the modules that it trains; they get process 0's weights.
+        """
+        if self.size == 1:
+            return terms_of
+        return DistributedDataParallel(_Players(terms_of, *players), gradient_as_bucket_view=True)
+
+    def rows(self, x: Tensor, batches: int) -> Tensor:
+        """Return this process's rows of each of several global batches.
+
+        Args:
+            x: ``[batches * B, ...]``.
+            batches: global batches, one after another.
+
+        Returns:
+            ``[batches * B / size, ...]``.
+        """
+        if self.size == 1:
+            return x
+        return x.unflatten(0, (batches, self.size, -1))[:, self.rank].flatten(0, 1)
+
+    def reparameterize(
+        self, mu: Tensor, logvar: Tensor, rng: Philox, backend: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """:func:`fvae.ops.reparameterize` of a shard, with its rows of the global batch's noise.
+
+        Args:
+            mu: means of this process's rows, ``[B / size, d]``.
+            logvar: log variances, of mu's shape and dtype.
+            rng: key and step of the noise, the same in every process.
+            backend: of the op.
+
+        Returns:
+            z, of mu's shape, and kl ``[d]``, the shard's mean in nats.
+        """
+        if self.size == 1:
+            return ops.reparameterize(mu, logvar, rng, backend)
+        # The other rows are standard normal: their KL is 0, and B x d numbers cost nothing.
+        n = mu.shape[0]
+        others = (0, 0, self.rank * n, (self.size - 1 - self.rank) * n)
+        z, kl = ops.reparameterize(F.pad(mu, others), F.pad(logvar, others), rng, backend)
+        return z[self.rank * n : (self.rank + 1) * n], kl * self.size
+
+    def permute_dims(self, z: Tensor, rng: Philox, backend: str | None = None) -> Tensor:
+        """This process's rows of :func:`fvae.ops.permute_dims` of the global batch.
+
+        Args:
+            z: codes of this process's rows, ``[B / size, d]``; no gradient flows back to them.
+            rng: key and step of the permutations, the same in every process.
+            backend: of the op.
+
+        Returns:
+            z_perm, of z's shape.
+        """
+        if self.size == 1:
+            return ops.permute_dims(z, rng, backend)
+        shards = [torch.empty_like(z) for _ in range(self.size)]
+        dist.all_gather(shards, z.detach())
+        return ops.permute_dims(torch.cat(shards), rng, backend).chunk(self.size)[self.rank]
+
+    # --- the loop ---------------------------------------------------------------------------
+
+    def mean(self, x: Tensor | None) -> Tensor | None:
+        """Return the mean over the processes; the same bits in each."""
+        if self.size == 1 or x is None:
+            return x
+        x = x.clone()
+        dist.all_reduce(x)
+        return x / self.size
+
+    def largest(self, number: int) -> int:
+        """Return the largest of the processes' numbers, so that all act on the same one."""
+        if self.size == 1:
+            return number
+        agreed = torch.tensor(number)
+        dist.all_reduce(agreed, dist.ReduceOp.MAX)
+        return int(agreed)
+
+    def each(self, work: Callable[[], _T]) -> _T:
+        """Return ``work()``, done by every process; what one of them raises, all raise.
+
+        Raises:
+            UserError, OSError: of the first process that failed.
+        """
+        if self.size == 1:
+            return work()
+        result = failure = None
+        try:
+            result = work()
+        except (UserError, OSError) as error:
+            failure = error
+        failures: list[Exception | None] = [None] * self.size
+        dist.all_gather_object(failures, failure)
+        for failure in filter(None, failures):
+            raise failure
+        return result
+
+    def on_main(self, work: Callable[[], _T]) -> _T:
+        """Return ``work()``, done by process 0 alone; what it raises, all raise."""
+        if self.size == 1:
+            return work()
+        shared = [self.each(lambda: work() if self.main else None)]
+        dist.broadcast_object_list(shared, src=0)
+        return shared[0]
+
+    def on_node_first(self, work: Callable[[], _T]) -> _T:
+        """Return ``work()``, done by the first process of each machine before the others.
+
+        The others then find what the first one put into the machine's cache.
+        """
+        if self.size == 1:
+            return work()
+        first = _local_rank() == 0
+        result = self.each(lambda: work() if first else None)
+        return self.each(lambda: result if first else work())
+
+
+class _Players(nn.Module):
+    """All players under one ``forward``, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, terms_of: Callable, *players: nn.Module | None) -> None:
+        super().__init__()
+        self.terms_of = terms_of
+        self.players = nn.ModuleList(p for p in players if p is not None)
+
+    def forward(self, *args):
+        return self.terms_of(*args)
+
+
+@contextmanager
+def join(config: TrainConfig) -> Iterator[World]:
+    """Join the processes that torchrun started: gloo on a CPU, NCCL on GPUs, one each.
+
+    Without torchrun this is a world of one, and nothing is initialised.
+
+    Args:
+        config: the run's settings.
+
+    Raises:
+        UserError: the batch does not divide, the objective trains in one process, there are fewer
+            GPUs than processes, or a process was lost on the way.
+    """
+    # Other launchers set WORLD_SIZE as well, for programs that they do not start.
+    size = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+    if size == 1:
+        yield World()
+        return
+    if config.objective not in OBJECTIVES:
+        raise UserError(
+            f"--objective {config.objective}: trains in one process; leave torchrun out, or take"
+            f" one of {', '.join(OBJECTIVES)}"
+        )
+    if config.batch_size % size:
+        raise UserError(
+            f"--batch-size {config.batch_size}: cannot be shared equally by {size} processes; take"
+            f" a multiple of {size}, or another --nproc-per-node"
+        )
+    cuda = resolve_device(config.device).type == "cuda"
+    if cuda:
+        if _local_rank() >= torch.cuda.device_count():
+            raise UserError(
+                f"--nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}: this machine has"
+                f" {torch.cuda.device_count()} CUDA devices, and each process needs its own"
+            )
+        torch.cuda.set_device(_local_rank())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    try:
+        yield World(dist.get_rank(), size)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
+            raise
+        raise UserError(
+            "lost the connection to another process of this run; the last checkpoint is kept,"
+            " continue with `fvae train --resume`"
+        ) from None
+    # After an error the connections stay open until the process ends: their loss would make the
+    # others report that, rather than the error.
+    dist.destroy_process_group()
+
+
+def _local_rank() -> int:
+    return int(os.environ["LOCAL_RANK"])
