@@ -48,20 +48,7 @@ class Trainer:
         self.store = store.to(self.device)
         self.rng = Philox(config.seed, device=self.device)
         self.step_count = 0
-        vae, discriminator = nets.build(config, channels)
-        self.vae = vae.to(self.device, memory_format=torch.channels_last)
-        self.discriminator = discriminator.to(self.device) if discriminator else None
-        groups = [
-            {"params": list(vae.parameters()), "lr": config.learning_rate, "betas": VAE_BETAS}
-        ]
-        if discriminator:
-            groups.append(
-                {
-                    "params": list(discriminator.parameters()),
-                    "lr": config.disc_learning_rate,
-                    "betas": DISC_BETAS,
-                }
-            )
+        groups = self._build(channels)
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=self.device.type == "cuda")
         self.graph: torch.cuda.CUDAGraph | None = None
         self.warm_up_steps = 0
@@ -78,12 +65,36 @@ class Trainer:
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
 
+    def _build(self, channels: int) -> list[dict]:
+        """Make the networks on the device; return the optimizer's groups, one a player."""
+        config = self.config
+        vae, discriminator = nets.build(config, channels)
+        self.vae = vae.to(self.device, memory_format=torch.channels_last)
+        self.discriminator = discriminator.to(self.device) if discriminator else None
+        groups = [
+            {"params": list(vae.parameters()), "lr": config.learning_rate, "betas": VAE_BETAS}
+        ]
+        if discriminator:
+            groups.append(
+                {
+                    "params": list(discriminator.parameters()),
+                    "lr": config.disc_learning_rate,
+                    "betas": DISC_BETAS,
+                }
+            )
+        return groups
+
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        """Networks by the first part of their tensors' names in a checkpoint."""
+        modules = {"vae": self.vae}
+        return modules | ({"discriminator": self.discriminator} if self.discriminator else {})
+
     def _parameters(self) -> dict[str, Tensor]:
-        named = {f"vae.{name}": p for name, p in self.vae.named_parameters()}
-        if self.discriminator:
-            for name, p in self.discriminator.named_parameters():
-                named[f"discriminator.{name}"] = p
-        return named
+        return {
+            f"{part}.{name}": p
+            for part, module in self._modules().items()
+            for name, p in module.named_parameters()
+        }
 
     def step(self) -> objectives.Terms:
         """Train both players once: draw a batch, run forward and backward, update.
