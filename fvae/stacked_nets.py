@@ -32,7 +32,9 @@ def stack(models: Sequence[nn.Module]) -> nn.Module:
         for name, _ in list(module.named_parameters(recurse=False)):
             values = torch.stack([getattr(part[path], name).detach() for part in parts])
             if values.dim() == 5:
-                flat = values.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+                # Not contiguous(), which leaves the strides of one input channel as they are; the
+                # layer would then put its output out row-major.
+                flat = values.flatten(0, 1).to(memory_format=torch.channels_last)
                 values = flat.unflatten(0, values.shape[:2])
             setattr(module, name, nn.Parameter(values))
     return stacked
