@@ -32,10 +32,10 @@ def stack(models: Sequence[nn.Module]) -> nn.Module:
         for name, _ in list(module.named_parameters(recurse=False)):
             values = torch.stack([getattr(part[path], name).detach() for part in parts])
             if values.dim() == 5:
-                # Not contiguous(), which leaves the strides of one input channel as they are; the
-                # layer would then put its output out row-major.
-                flat = values.flatten(0, 1).to(memory_format=torch.channels_last)
-                values = flat.unflatten(0, values.shape[:2])
+                # Channels last. Not contiguous(), which leaves the strides of one input channel as
+                # they are; the layer's output would then be row-major, and copied by the next.
+                last = values.movedim(2, -1).clone(memory_format=torch.contiguous_format)
+                values = last.movedim(-1, 2)
             setattr(module, name, nn.Parameter(values))
     return stacked
 
@@ -45,9 +45,7 @@ class StackedVAE(nn.Module):
 
     Args:
         models: VAEs of equal shape.
-        group: k, the models that share one convolution; a divisor of M. On a GPU all of them: M
-            small convolutions one after another leave most of it idle. On a CPU 1: oneDNN's
-            float32 convolution of several groups takes up to twice the time of as many of one.
+        group: k, the models that share one convolution; a divisor of M.
 
     Raises:
         ValueError: group does not divide M.
@@ -108,8 +106,11 @@ class StackedVAE(nn.Module):
         return x
 
     def _convolve(self, layer: nn.Module, parts: list[Tensor], count: int) -> list[Tensor]:
-        weights = layer.weight.flatten(0, 1).chunk(count // self.group)
-        biases = layer.bias.flatten().chunk(count // self.group)
+        if self.group == 1:  # a view of fewer dimensions would lose the strides of one channel
+            weights, biases = layer.weight.unbind(), layer.bias.unbind()
+        else:
+            weights = layer.weight.flatten(0, 1).chunk(count // self.group)
+            biases = layer.bias.flatten().chunk(count // self.group)
         each = zip(parts, weights, biases, strict=True)
         if isinstance(layer, ConvTranspose2d):
             return [layer.convolve(*one, self.group) for one in each]
