@@ -71,8 +71,8 @@ def _assert_close(a, b, tolerance=1e-4):
     assert a.keys() == b.keys()
     for name, value in b.items():
         if value.is_floating_point() and value.numel():
-            bound = max(tolerance * float(value.abs().max()), 1e-6)
-            error = float((a[name] - value).abs().max())
+            bound = max(tolerance * float(value.detach().abs().max()), 1e-6)
+            error = float((a[name] - value).detach().abs().max())
             assert error < bound, (name, error, bound)
         else:
             assert torch.equal(a[name], value), name
