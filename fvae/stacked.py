@@ -1,7 +1,8 @@
 """Training M models of equal shape in one step on one device.
 
 Each model has its own seed, weight of the objective and warm-up, draws what it would draw alone
-and ends up as it would alone, to rounding: see :mod:`fvae.stacked_nets` for the networks.
+and takes the step that it would take alone, to rounding: see :mod:`fvae.stacked_nets` for the
+networks. Over many steps training amplifies rounding, here as between any two machines.
 """
 
 import contextlib
