@@ -23,8 +23,8 @@ _FORMAT = "1"
 RESUMABLE = ("steps", "device", "graph", "checkpoint_every", "log_every")
 
 
-def save(run: Path, tensors: dict[str, Tensor], config: TrainConfig) -> None:
-    """Write the run's checkpoint, whole or not at all.
+def save(run: Path, tensors: dict[str, Tensor], config: TrainConfig, name: str = NAME) -> None:
+    """Write the run's checkpoint, whole or not at all, as the file ``name`` of its folder.
 
     Raises:
         OSError: the folder is read-only or the disk is full.
@@ -32,22 +32,22 @@ def save(run: Path, tensors: dict[str, Tensor], config: TrainConfig) -> None:
     # safetensors refuses non-contiguous tensors: channels_last weights are written row-major.
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     metadata = {"format": _FORMAT, "config": json.dumps(json.loads(config.to_json()))}
-    write_atomically(run / NAME, safetensors.torch.save(plain, metadata))
+    write_atomically(run / name, safetensors.torch.save(plain, metadata))
 
 
-def read(run: Path, config: TrainConfig) -> dict[str, Tensor]:
-    """Read a run's checkpoint, checked against the run's configuration.
+def read(run: Path, config: TrainConfig, name: str = NAME) -> dict[str, Tensor]:
+    """Read a run's checkpoint, the file ``name`` of its folder, checked against its configuration.
 
     Raises:
         UserError: the file is missing, cut short, or of another configuration.
     """
-    path = run / NAME
+    path = run / name
     if not path.is_file():
         raise UserError(f"{path}: no such file; {run} is not a run folder made by `fvae train`")
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(
             f"{path}: cut short or damaged ({error}); restore a copy or train again"

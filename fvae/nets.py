@@ -21,8 +21,12 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, ``[B, out, 2H, 2W]``."""
-        y = F.conv_transpose2d(x, self.weight, None, self.stride, self.padding)
-        return y.add_(self.bias.to(y.dtype)[:, None, None])
+        return self.convolve(x, self.weight, self.bias)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int = 1) -> Tensor:
+        """Return the layer's output with other weights, in groups of channels."""
+        y = F.conv_transpose2d(x, weight, None, self.stride, self.padding, groups=groups)
+        return y.add_(bias.to(y.dtype)[:, None, None])
 
 
 class VAE(nn.Module):

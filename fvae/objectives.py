@@ -2,7 +2,7 @@
 
 Every term is a scalar of nats an image, but for ``kl_dims`` ``[d]`` and ``disc_accuracy`` (0 to
 1); ``loss`` is what to differentiate. The networks run under the caller's autocast; the losses
-are float32.
+are float32. With the networks of :mod:`fvae.stacked_nets`, images and terms lead with M.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def _elbo_terms(
     mu, logvar = model.encode(x)
     z, kl_dims = draws.reparameterize(mu, logvar, rng, backend)
     recon = ops.bernoulli_nll(model.decode(z), x if target is None else target, backend)
-    return {"recon": recon, "kl": kl_dims.sum(), "kl_dims": kl_dims}, z
+    return {"recon": recon, "kl": kl_dims.sum(-1), "kl_dims": kl_dims}, z
 
 
 def beta_vae(

@@ -24,11 +24,17 @@ _ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x @ weight.T + bias.
+    """Return x @ weight.T + bias, for one matrix or for each of M.
 
     In float32 on a CPU PyTorch multiplies with MKL, which on an AMD EPYC takes twice the time of
     oneDNN.
     """
+    if x.dim() == 3:
+        if x.device.type == "cpu" and x.dtype == torch.float32:
+            biases = [None] * len(x) if bias is None else bias
+            return torch.stack([_linear(*one) for one in zip(x, weight, biases, strict=True)])
+        y = weight.mT
+        return x @ y if bias is None else torch.baddbmm(bias.unsqueeze(-2), x, y)
     if _ONEDNN_LINEAR and x.device.type == "cpu" and x.dtype == torch.float32:
         return _ONEDNN_LINEAR(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
@@ -39,14 +45,13 @@ class _SharedBackward(torch.autograd.Function):
     def forward(ctx, z, z_perm, dtype, backend, *parameters):
         weights = [w.to(dtype) for w in parameters[0::2]]
         biases = [b.to(dtype) for b in parameters[1::2]]
-        activations = [torch.cat((z, z_perm)).to(dtype)]
+        activations = [torch.cat((z, z_perm), dim=-2).to(dtype)]
         for w, b in zip(weights[:-1], biases[:-1], strict=True):
             y = _linear(activations[-1], w, b)
             activations.append(F.leaky_relu_(y, LEAKY_SLOPE))
         logits = _linear(activations[-1], weights[-1], biases[-1])
         run = ops.implementation("logit_ratio", backend)
-        rows = z.shape[0]
-        tc, disc_loss, accuracy, slope_z, slope_perm = run(logits[:rows], logits[rows:])
+        tc, disc_loss, accuracy, slope_z, slope_perm = run(*logits.chunk(2, dim=-2))
         ctx.save_for_backward(slope_z, slope_perm, *activations, *weights)
         ctx.z_dtype = z.dtype
         ctx.mark_non_differentiable(accuracy)
@@ -58,28 +63,30 @@ class _SharedBackward(torch.autograd.Function):
         slope_z, slope_perm, *saved = ctx.saved_tensors
         count = len(saved) // 2
         activations, weights = saved[:count], saved[count:]
-        rows, dtype = slope_z.shape[0], weights[0].dtype
-        slope = (torch.cat((slope_z, slope_perm)) * grad_loss).to(dtype)[:, None]
+        rows, dtype = slope_z.shape[-1], weights[0].dtype
+        slope = torch.cat((slope_z, slope_perm), dim=-1) * grad_loss.unsqueeze(-1)
+        slope = slope.to(dtype).unsqueeze(-1)
         grads: list[Tensor] = []
 
         # The last layer's delta of s = l0 - l1 is +1 for logit 0 and -1 for logit 1.
         one = torch.ones_like(slope)
-        delta = torch.cat((one, -one), dim=1)
+        delta = torch.cat((one, -one), dim=-1)
         for i in reversed(range(count)):
             scaled = slope * delta
             grads += [
-                scaled.sum(0, dtype=torch.float32),
-                _linear(scaled.t(), activations[i].t()).float(),
+                scaled.sum(-2, dtype=torch.float32),
+                _linear(scaled.mT, activations[i].mT).float(),
             ]
             if i == 0:
                 break
             # Of a leaky ReLU the output has the sign of the input.
             delta = torch.ops.aten.leaky_relu_backward(
-                _linear(delta, weights[i].t()), activations[i], LEAKY_SLOPE, True
+                _linear(delta, weights[i].mT), activations[i], LEAKY_SLOPE, True
             )
         grad_z = None
         if ctx.needs_input_grad[0]:
-            grad_z = (delta[:rows] @ weights[0]).to(ctx.z_dtype) * (grad_tc / rows)
+            grad_z = (delta[..., :rows, :] @ weights[0]).to(ctx.z_dtype)
+            grad_z *= (grad_tc / rows)[..., None, None]
         return grad_z, None, None, None, *reversed(grads)
 
 
@@ -92,21 +99,25 @@ def two_players(
         discriminator: any module from codes ``[B, d]`` to logits ``[B, 2]`` (0 is "drawn from
             q(z)", 1 is "permuted"). :class:`fvae.nets.Discriminator` takes one forward and one
             backward pass for both players; another module takes the usual two.
-        z: codes of the batch, ``[B, d]`` float32 or bfloat16.
-        z_perm: permuted codes, ``[B, d]``; receives no gradient.
+        z: codes of the batch, ``[B, d]`` float32 or bfloat16; ``[M, B, d]`` where the
+            discriminator is M of them, of :func:`fvae.stacked_nets.stack`.
+        z_perm: permuted codes, of z's shape; receives no gradient.
         backend: backend of :func:`fvae.ops.logit_ratio`.
 
     Returns:
-        tc and disc_loss (nats) and accuracy (0 to 1), each a float32 scalar.
+        tc and disc_loss (nats) and accuracy (0 to 1), each a float32 scalar or ``[M]``.
 
     Raises:
-        ValueError: the shapes of z and z_perm differ.
+        ValueError: the shapes of z and z_perm differ, or z has another number of dimensions.
 
     Source: Kim & Mnih 2018, Algorithm 2.
     """
-    if z.dim() != 2 or z.shape != z_perm.shape:
+    ours = type(discriminator) is Discriminator
+    if z.dim() != (discriminator.layers[0].weight.dim() if ours else 2):
+        raise ValueError(f"z: got {list(z.shape)}, expected [B, d]; [M, B, d] for M stacked models")
+    if z.shape != z_perm.shape:
         raise ValueError(f"z_perm: got {list(z_perm.shape)}, expected z's shape {list(z.shape)}")
-    if type(discriminator) is Discriminator:
+    if ours:
         dtype = torch.float32
         if torch.is_autocast_enabled(z.device.type):
             dtype = torch.get_autocast_dtype(z.device.type)

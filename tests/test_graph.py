@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fvae.config import TrainConfig
 from fvae.data import LayeredStore, Store
+from fvae.stacked import StackedTrainer
 from fvae.train import Trainer
 
 needs_gpu = pytest.mark.skipif(
@@ -41,16 +42,24 @@ def layers(images: int) -> Store:
     return LayeredStore("layers", data, (1, 64, 64), False, ("a", "b", "c"), sizes, parts=2)
 
 
+def _trainer(config, store, models):
+    if models == 1:
+        return Trainer(config, store)
+    configs = [dataclasses.replace(config, seed=m, gamma=m + 1.0) for m in range(models)]
+    return StackedTrainer(configs, store, models)
+
+
+@pytest.mark.parametrize("models", [1, 2])
 @pytest.mark.parametrize("store", [bits, layers])
 @pytest.mark.parametrize("objective", ["vae", "beta-vae", "factor-vae"])
-def test_a_step_of_kernels_never_waits_for_the_host(objective, store):
+def test_a_step_of_kernels_never_waits_for_the_host(objective, store, models):
     # Through the interpreter on the CPU, a GPU's step: the same Python, the same launches.
     config = TrainConfig(
         objective=objective, device="cuda" if torch.cuda.is_available() else "cpu",
         precision="fp32", backend="triton", batch_size=2, latent_dim=2, disc_units=8,
         conv_channels=(4, 4, 4, 4), hidden_units=8, warmup_steps=5, graph=False,
     )  # fmt: skip
-    trainer = Trainer(config, store(50))
+    trainer = _trainer(config, store(50), models)
     trainer.step()
     with _HostTraffic() as traffic:
         trainer.step()
@@ -65,16 +74,17 @@ def test_the_probe_sees_host_traffic():
 
 
 @needs_gpu
+@pytest.mark.parametrize("models", [1, 3])
 @pytest.mark.parametrize("store", [bits, layers])
 @pytest.mark.parametrize("objective", ["beta-vae", "factor-vae"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_graph_equals_eager(objective, precision, store):
+def test_graph_equals_eager(objective, precision, store, models):
     store = store(500)
     config = TrainConfig(
         objective=objective, device="cuda", precision=precision, disc_units=64, warmup_steps=20
     )
-    graphed = Trainer(config, store)
-    eager = Trainer(dataclasses.replace(config, graph=False), store)
+    graphed = _trainer(config, store, models)
+    eager = _trainer(dataclasses.replace(config, graph=False), store, models)
     for _ in range(30):
         a, b = graphed.step(), eager.step()
         for name in b:

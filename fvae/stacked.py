@@ -1,0 +1,332 @@
+"""Training M models of equal shape in one step on one device.
+
+Each model has its own seed, weight of the objective and warm-up, draws what it would draw alone
+and takes the step that it would take alone, to rounding: see :mod:`fvae.stacked_nets` for the
+networks. Over many steps training amplifies rounding, here as between any two machines.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fvae import checkpoint, nets, objectives, ops
+from fvae import train as single
+from fvae.config import DISC_BETAS, VAE_BETAS, TrainConfig
+from fvae.data import Store
+from fvae.errors import UserError
+from fvae.philox import Philox
+from fvae.stacked_nets import StackedVAE, stack
+
+# A checkpoint that is complete, while those of the other runs of the group may not be.
+_NEXT = f".{checkpoint.NAME}.next"
+
+# Tensors of the state that have no dimension M: all models are at one step.
+_SHARED = ("rng.step", "optimizer.step.")
+
+# Settings that each model may have of its own.
+_OWN = ("seed", "gamma", "beta", "warmup_steps")
+
+
+def stackable(a: TrainConfig, b: TrainConfig) -> bool:
+    """Return whether two runs can train in one step.
+
+    They may differ in seed, gamma, beta and warmup_steps; vae and beta-vae go together. The
+    learning rates are those of one fused Adam, so they are equal.
+    """
+
+    def shape(config: TrainConfig) -> dict:
+        fields = dataclasses.asdict(config)
+        beta = config.objective in ("vae", "beta-vae")
+        fields["objective"] = "beta-vae" if beta else config.objective
+        return {name: value for name, value in fields.items() if name not in _OWN}
+
+    known = ("vae", "beta-vae", "factor-vae")
+    return a.objective in known and shape(a) == shape(b)
+
+
+class StackedTrainer(single.Trainer):
+    """Networks, optimizer and random numbers of M runs; ``step()`` trains all of them once.
+
+    Args:
+        configs: the settings of each, with device and precision other than "auto".
+        store: the data set; it is moved to the device.
+        group: models that share one convolution; None picks by device and precision.
+
+    Raises:
+        UserError: the settings cannot train in one step, or the images are not 64 x 64 with 1 or
+            3 channels.
+    """
+
+    def __init__(
+        self, configs: Sequence[TrainConfig], store: Store, group: int | None = None
+    ) -> None:
+        for config in configs:
+            if not stackable(configs[0], config):
+                raise UserError(
+                    f"runs of seeds {configs[0].seed} and {config.seed} cannot train in one step:"
+                    f" they differ in more than {', '.join(_OWN)}; train each alone"
+                )
+        self.configs, self.group = list(configs), group
+        super().__init__(configs[0], store)
+        self.rng = Philox([c.seed for c in configs], device=self.device)
+        values = [_weight(c) for c in configs]
+        self.weights = [objectives.weight_at(*v) for v in values]
+        value, warmup = (torch.tensor(v, device=self.device) for v in zip(*values, strict=True))
+        # Without a warm-up the weight is complete at step 0.
+        self.value, self.offset, self.warmup = value, (warmup == 0).long(), warmup.clamp(min=1)
+
+    def _build(self, channels: int) -> list[dict]:
+        vaes, discriminators = zip(*(nets.build(c, channels) for c in self.configs), strict=True)
+        # One convolution for all fills a GPU better, and is faster in bf16 on a CPU; oneDNN's
+        # float32 convolution in groups is slower than as many single ones.
+        alone = self.device.type == "cpu" and self.config.precision == "fp32"
+        group = self.group or (1 if alone else len(vaes))
+        self.vae = StackedVAE(vaes, group).to(self.device)
+        self.discriminator = None
+        lr = self.config.learning_rate
+        groups = [{"params": list(self.vae.parameters()), "lr": lr, "betas": VAE_BETAS}]
+        if discriminators[0]:
+            self.discriminator = stack(discriminators).to(self.device)
+            parameters = list(self.discriminator.parameters())
+            lr = self.config.disc_learning_rate
+            groups.append({"params": parameters, "lr": lr, "betas": DISC_BETAS})
+        return groups
+
+    def _step(self) -> objectives.Terms:
+        config, gpu = self.config, self.device.type == "cuda"
+        two = config.objective == "factor-vae"
+        x, indices = ops.gather_batch(
+            self.store,
+            (1 + two) * config.batch_size,
+            self.rng,
+            config.backend,
+            dtype=torch.bfloat16 if gpu and config.precision == "bf16" else torch.float32,
+            return_indices=True,
+        )
+        target = self._packed(indices[:, : config.batch_size]) if gpu else None
+        weight = self.value * ((self.rng.step + self.offset) / self.warmup).clamp(max=1.0)
+        with torch.autocast(
+            self.device.type,
+            torch.bfloat16,
+            enabled=config.precision == "bf16",
+            cache_enabled=not gpu,
+        ):
+            rest = (weight, self.rng, config.backend, target)
+            if two:
+                both = x.split(config.batch_size, dim=1)
+                terms = objectives.factor_vae(self.vae, self.discriminator, *both, *rest)
+            else:
+                terms = objectives.beta_vae(self.vae, x, *rest)
+        # Each loss depends on the weights of its own model alone.
+        terms["loss"].sum().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.rng.advance()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _packed(self, indices: Tensor) -> Tensor:
+        rows = self.store.rows(indices.flatten()).unflatten(0, indices.shape)
+        return rows if self.store.binary else rows.unflatten(-1, self.store.image_shape)
+
+    def are_finite(self) -> list[bool]:
+        """Return for each model whether all its weights are finite numbers."""
+        finite = [p.isfinite().flatten(1).all(1) for p in self._parameters().values()]
+        return torch.stack(finite).all(0).tolist()
+
+    def state_of(self, m: int) -> dict[str, Tensor]:
+        """Return the state of model m as its own trainer would."""
+        whole = self.state()
+        return {name: t if name.startswith(_SHARED) else t[m] for name, t in whole.items()}
+
+    def restore_all(self, states: Sequence[dict[str, Tensor]], path: Path) -> None:
+        """Take over the states of the M models, all of one step.
+
+        Raises:
+            UserError: a tensor is missing or has another shape; ``path`` is named.
+        """
+        whole = {}
+        for name, first in states[0].items():
+            each = [state.get(name) for state in states]
+            if name.startswith(_SHARED):
+                whole[name] = first
+            elif all(t is not None and t.shape == first.shape for t in each):
+                whole[name] = torch.stack(each)
+        self.restore(whole, path)  # names what is missing
+
+
+def _weight(config: TrainConfig) -> tuple[float, int]:
+    if config.objective == "vae":
+        return 1.0, 0
+    return config.gamma if config.objective == "factor-vae" else config.beta, config.warmup_steps
+
+
+class _Means:
+    """The sums of ``train._Means`` for M models, a row each."""
+
+    def __init__(self, models: int) -> None:
+        self.names: list[str] = []
+        self.sums: Tensor | None = None
+        self.counts = [0] * models
+
+    def add(self, terms: objectives.Terms) -> None:
+        self.names = list(terms)
+        rows = torch.cat([t.reshape(len(self.counts), -1).float() for t in terms.values()], dim=1)
+        self.sums = rows if self.sums is None else self.sums + rows
+        self.counts = [count + 1 for count in self.counts]
+
+    def of(self, m: int) -> single._Means:
+        means = single._Means()
+        if self.counts[m]:
+            means.names, means.sums, means.count = self.names, self.sums[m], self.counts[m]
+        return means
+
+    def are_finite(self) -> list[bool]:
+        if self.sums is None:
+            return [True] * len(self.counts)
+        return self.sums.isfinite().all(1).tolist()
+
+    def clear(self) -> None:
+        self.sums, self.counts = None, [0] * len(self.counts)
+
+    def restore(self, states: Sequence[dict[str, Tensor]], device: torch.device) -> None:
+        self.counts = [int(state.get("log.count", 0)) for state in states]
+        if any(self.counts):
+            rows = [state["log.sums"] for state in states]
+            width = max(row.numel() for row in rows)
+            rows = [row if row.numel() else torch.zeros(width) for row in rows]
+            self.sums = torch.stack(rows).to(device)
+
+
+def train(
+    configs: list[TrainConfig],
+    store: Store,
+    runs: list[Path],
+    on_log: Callable[[int, dict], None] = lambda m, line: None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> int:
+    """Train M runs together until ``steps``, from their checkpoints if they have them.
+
+    Every folder ends up as :func:`fvae.train.train` would leave it, and may be evaluated or
+    resumed alone. A model whose loss or weights stop being finite keeps its last good checkpoint
+    and is written no more; the others go on unharmed.
+
+    Args:
+        configs: settings of each run, as :func:`fvae.train.create_run` returned them.
+        store: the data set.
+        runs: the run folders.
+        on_log: called with the run's number and each line of its ``log.jsonl``.
+        on_step: called with the number of steps done after each.
+
+    Returns:
+        0, or the number of the signal (SIGINT, SIGTERM) that ended the runs early; their
+        checkpoints are then of the last step.
+
+    Raises:
+        UserError: the runs are not stackable or at different steps, a checkpoint does not fit,
+            or, once the others are done, a model diverged.
+        OSError: a folder is read-only or the disk is full; all runs keep their old checkpoints.
+    """
+    trainer, means = StackedTrainer(configs, store), _Means(len(runs))
+    config, live, lost = configs[0], list(range(len(runs))), []
+    states = _read_together(configs, runs)
+    if states:
+        trainer.restore_all(states, runs[0] / checkpoint.NAME)
+        means.restore(states, trainer.device)
+    logs = [run / single.LOG_NAME for run in runs]
+    for log in logs:
+        single._cut_log(log, trainer.step_count)
+
+    def drop(finite: list[bool]) -> None:
+        for m in [m for m in live if not finite[m]]:
+            live.remove(m)
+            lost.append(single._diverged(trainer, runs[m]))
+
+    def save() -> None:
+        drop(means.are_finite())
+        drop(trainer.are_finite())
+        _save_together(
+            [(configs[m], runs[m], trainer.state_of(m) | means.of(m).state()) for m in live]
+        )
+
+    if trainer.step_count == 0:
+        save()
+    started = time.monotonic() - max(single._seconds_so_far(log) for log in logs)
+    with single._StopSignal() as stop, contextlib.ExitStack() as opened:
+        files = [opened.enter_context(log.open("a")) for log in logs]
+        while trainer.step_count < config.steps and not stop.number and live:
+            means.add(trainer.step())
+            done = trainer.step_count
+            on_step(done)
+            if done % config.log_every == 0 or done == config.steps:
+                drop(means.are_finite())
+                seconds = round(time.monotonic() - started, 3)
+                for m in live:
+                    line = {"step": done, "seconds": seconds}
+                    line |= {"weight": trainer.weights[m](done - 1)} | means.of(m).take()
+                    files[m].write(json.dumps(line) + "\n")
+                    files[m].flush()
+                    on_log(m, line)
+                means.clear()
+            if done % config.checkpoint_every == 0 or done == config.steps or stop.number:
+                save()
+        if stop.number and trainer.step_count < config.steps:
+            save()
+    if stop.number and trainer.step_count < config.steps:
+        return stop.number
+    if lost:
+        raise UserError("; ".join(map(str, lost)))
+    return 0
+
+
+def _save_together(states: list[tuple[TrainConfig, Path, dict[str, Tensor]]]) -> None:
+    """Write the checkpoints of several runs so that they never stay at different steps.
+
+    All new files are complete before the first replaces an old one: after a kill in between, the
+    next start replaces the rest (:func:`_read_together`).
+    """
+    try:
+        for config, run, tensors in states:
+            checkpoint.save(run, tensors, config, _NEXT)
+    except BaseException:
+        for _, run, _ in states:
+            (run / _NEXT).unlink(missing_ok=True)
+        raise
+    for _, run, _ in states:
+        os.replace(run / _NEXT, run / checkpoint.NAME)
+
+
+def _read_together(configs: list[TrainConfig], runs: list[Path]) -> list[dict[str, Tensor]]:
+    """Return the checkpoints' tensors, of one step; none if that is step 0."""
+
+    def read(name: str) -> dict[int, dict[str, Tensor]]:
+        return {
+            m: checkpoint.read(run, configs[m], name)
+            for m, run in enumerate(runs)
+            if (run / name).exists()
+        }
+
+    states, following = read(checkpoint.NAME), read(_NEXT)
+    newest = max((int(state["rng.step"]) for state in states.values()), default=None)
+    for m, state in following.items():
+        path = runs[m] / _NEXT
+        if int(state["rng.step"]) == newest:  # another run's replacement was done
+            os.replace(path, runs[m] / checkpoint.NAME)
+            states[m] = state
+        else:
+            path.unlink()
+    steps = [int(states[m]["rng.step"]) if m in states else 0 for m in range(len(runs))]
+    if len(set(steps)) > 1:
+        each = ", ".join(f"{run} {step}" for run, step in zip(runs, steps, strict=True))
+        raise UserError(
+            f"the runs are at different steps ({each}); train together those at one step, or each"
+            " alone with `fvae train --resume`"
+        )
+    # A checkpoint of step 0 is what every run starts from anyway.
+    return [states[m] for m in range(len(runs))] if steps[0] else []

@@ -1,0 +1,117 @@
+"""The networks of :mod:`fvae.nets` for M models of equal shape at once.
+
+A stacked network has the layers and parameter names of one model, and each parameter leads with
+M. Fully connected layers are batched matrix products; convolutions run in groups of channels, a
+group a model: k models share one convolution, whose input is ``[B, k C, H, W]``.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fvae.nets import VAE, ConvTranspose2d
+
+
+def stack(models: Sequence[nn.Module]) -> nn.Module:
+    """Return a module like each of the models, whose parameters are theirs, stacked ``[M, ...]``.
+
+    Args:
+        models: modules of equal shape. Convolutions' weights become channels_last.
+
+    Returns:
+        the module. Its own forward no longer fits: :class:`StackedVAE` runs the layers of a
+        :class:`fvae.nets.VAE`, :func:`fvae.two_players.two_players` takes a stacked
+        :class:`fvae.nets.Discriminator`.
+    """
+    stacked = copy.deepcopy(models[0])
+    parts = [dict(model.named_modules()) for model in models]
+    for path, module in stacked.named_modules():
+        for name, _ in list(module.named_parameters(recurse=False)):
+            values = torch.stack([getattr(part[path], name).detach() for part in parts])
+            if values.dim() == 5:
+                # Channels last. Not contiguous(), which leaves the strides of one input channel as
+                # they are; the layer's output would then be row-major, and copied by the next.
+                last = values.movedim(2, -1).clone(memory_format=torch.contiguous_format)
+                values = last.movedim(-1, 2)
+            setattr(module, name, nn.Parameter(values))
+    return stacked
+
+
+class StackedVAE(nn.Module):
+    """Encoders and decoders of M models; to :mod:`fvae.objectives` a VAE with one more dimension.
+
+    Args:
+        models: VAEs of equal shape.
+        group: k, the models that share one convolution; a divisor of M.
+
+    Raises:
+        ValueError: group does not divide M.
+    """
+
+    def __init__(self, models: Sequence[VAE], group: int = 1) -> None:
+        super().__init__()
+        if len(models) % group:
+            raise ValueError(f"group: got {group}, expected a divisor of {len(models)} models")
+        whole = stack(models)
+        self.encoder, self.decoder, self.group = whole.encoder, whole.decoder, group
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(z|x).
+
+        Args:
+            x: images in 0..1, ``[M, B, C, 64, 64]``.
+
+        Returns:
+            mu and logvar, each ``[M, B, d]`` float32.
+        """
+        mu, logvar = self._run(self.encoder, self._split(x), x.shape[0]).float().chunk(2, dim=-1)
+        return mu, logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Pixel logits of p(x|z).
+
+        Args:
+            z: codes, ``[M, B, d]``.
+
+        Returns:
+            logits, ``[M, B, C, 64, 64]``.
+        """
+        return self._join(self._run(self.decoder, z, z.shape[0]))
+
+    def _split(self, x: Tensor) -> list[Tensor]:
+        """[M, B, C, H, W] -> M / k images [B, k C, H, W], channels_last."""
+        parts = (part.transpose(0, 1).flatten(1, 2) for part in x.split(self.group))
+        return [part.contiguous(memory_format=torch.channels_last) for part in parts]
+
+    def _join(self, parts: list[Tensor]) -> Tensor:
+        """The inverse of :meth:`_split`."""
+        return torch.cat([part.unflatten(1, (self.group, -1)).transpose(0, 1) for part in parts])
+
+    def _run(self, layers: nn.Sequential, x: Tensor | list[Tensor], count: int):
+        """Run the layers of one model for all; x is a list where it stands for images."""
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                x = torch.baddbmm(layer.bias.unsqueeze(-2), x, layer.weight.mT)
+            elif isinstance(layer, nn.ReLU):
+                x = [part.relu_() for part in x] if isinstance(x, list) else x.relu_()
+            elif isinstance(layer, nn.Flatten):
+                x = self._join(x).flatten(2)
+            elif isinstance(layer, nn.Unflatten):
+                x = self._split(x.unflatten(-1, layer.unflattened_size))
+            else:
+                x = self._convolve(layer, x, count)
+        return x
+
+    def _convolve(self, layer: nn.Module, parts: list[Tensor], count: int) -> list[Tensor]:
+        if self.group == 1:  # a view of fewer dimensions would lose the strides of one channel
+            weights, biases = layer.weight.unbind(), layer.bias.unbind()
+        else:
+            weights = layer.weight.flatten(0, 1).chunk(count // self.group)
+            biases = layer.bias.flatten().chunk(count // self.group)
+        each = zip(parts, weights, biases, strict=True)
+        if isinstance(layer, ConvTranspose2d):
+            return [layer.convolve(*one, self.group) for one in each]
+        return [F.conv2d(*one, layer.stride, layer.padding, groups=self.group) for one in each]

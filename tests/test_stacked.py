@@ -1,0 +1,340 @@
+import dataclasses
+import json
+import os
+import signal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+import fvae
+from fvae import checkpoint, nets, stacked, train
+from fvae.config import TrainConfig
+from fvae.data import Store
+from fvae.errors import UserError
+from fvae.philox import Philox
+from fvae.stacked_nets import StackedVAE, stack
+from fvae.two_players import two_players
+
+SMALL = TrainConfig(
+    steps=12, batch_size=3, latent_dim=4, disc_units=8, disc_hidden_layers=2,
+    conv_channels=(4, 4, 4, 4), hidden_units=8, device="cpu", precision="fp32",
+    checkpoint_every=5, log_every=4, learning_rate=1e-3,
+)  # fmt: skip
+
+
+@pytest.fixture
+def store():
+    data = torch.randint(0, 256, (40, 512), dtype=torch.uint8)
+    return Store("bits", data, (1, 64, 64), True, (), ())
+
+
+def _group(objective="factor-vae", **changes):
+    """Three runs that differ in everything that stacked runs may differ in."""
+    config = dataclasses.replace(SMALL, objective=objective, **changes)
+    return [
+        dataclasses.replace(config, seed=s, gamma=10.0 * s + 5, beta=1.0 + s, warmup_steps=w)
+        for s, w in ((0, 0), (1, 7), (3, 200))
+    ]
+
+
+def _create(configs, folder):
+    runs = [folder / str(m) for m in range(len(configs))]
+    return [train.create_run(c, run) for c, run in zip(configs, runs, strict=True)], runs
+
+
+def _run(configs, store, folder, **callbacks):
+    configs, runs = _create(configs, folder)
+    number = stacked.train(configs, store, runs, **callbacks)
+    return runs, number
+
+
+def _tensors(run):
+    return load_file(run / checkpoint.NAME)
+
+
+def _log(run):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def _assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def _assert_close(a, b, tolerance=1e-4):
+    """Relative to each tensor's largest entry, or 1e-6 where that is less."""
+    assert a.keys() == b.keys()
+    for name, value in b.items():
+        if value.is_floating_point() and value.numel():
+            bound = max(tolerance * float(value.detach().abs().max()), 1e-6)
+            error = float((a[name] - value).detach().abs().max())
+            assert error < bound, (name, error, bound)
+        else:
+            assert torch.equal(a[name], value), name
+
+
+def _assert_lines_close(ours, alone):
+    assert len(ours) == len(alone) > 0
+    for a, b in zip(ours, alone, strict=True):
+        assert a.keys() == b.keys()
+        assert a["step"] == b["step"] and a["weight"] == b["weight"]
+        for name in b:
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
+
+
+class Killed(Exception):
+    pass
+
+
+def _kill_at(last):
+    def kill(step):
+        if step == last:
+            raise Killed
+
+    return kill
+
+
+@pytest.mark.parametrize("group", [1, 3], ids=["a convolution a model", "one convolution"])
+@pytest.mark.parametrize("objective", ["beta-vae", "factor-vae"])
+def test_a_hundred_steps_are_those_of_each_model_alone(objective, group, store):
+    configs = _group(objective)
+    if objective == "beta-vae":
+        configs[0] = dataclasses.replace(configs[0], objective="vae")
+    together = stacked.StackedTrainer(configs, store, group)
+    alone = [train.Trainer(c, store) for c in configs]
+    for _ in range(100):
+        terms = together.step()
+        for m, trainer in enumerate(alone):
+            _assert_close({k: v[m] for k, v in terms.items()}, trainer.step())
+    for m, trainer in enumerate(alone):
+        weights = {k: v for k, v in trainer.state().items() if not k.startswith("optimizer")}
+        _assert_close({k: together.state_of(m)[k] for k in weights}, weights)
+
+
+@pytest.mark.parametrize("objective", ["beta-vae", "factor-vae"])
+def test_run_folders_are_those_of_each_model_alone(objective, store, tmp_path):
+    seen = []
+    configs = _group(objective)
+    runs, _ = _run(configs, store, tmp_path / "a", on_log=lambda m, line: seen.append((m, line)))
+    configs, alone = _create(configs, tmp_path / "b")
+    for config, ours, run in zip(configs, runs, alone, strict=True):
+        train.train(config, store, run)
+        assert {p.name for p in ours.iterdir()} == {p.name for p in run.iterdir()}
+        _assert_close(_tensors(ours), _tensors(run))
+        _assert_lines_close(_log(ours), _log(run))
+        x = torch.rand(2, 1, 64, 64)
+        torch.testing.assert_close(fvae.load(ours).encode(x), fvae.load(run).encode(x))
+    assert [(m, line["step"]) for m, line in seen] == [(m, s) for s in (4, 8, 12) for m in range(3)]
+
+
+def test_one_model_is_a_run(store, tmp_path):
+    runs, _ = _run([SMALL], store, tmp_path / "a")
+    train.train(train.create_run(SMALL, tmp_path / "b"), store, tmp_path / "b")
+    _assert_close(_tensors(runs[0]), _tensors(tmp_path / "b"))
+    _assert_lines_close(_log(runs[0]), _log(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("objective", ["vae", "factor-vae"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_group_is_the_uninterrupted_one(objective, precision, store, tmp_path):
+    configs = _group(objective, precision=precision)
+    whole, _ = _run(configs, store, tmp_path / "a")
+    with pytest.raises(Killed):
+        _run(configs, store, tmp_path / "b", on_step=_kill_at(9))
+    runs = [tmp_path / "b" / run.name for run in whole]
+    assert {int(_tensors(run)["rng.step"]) for run in runs} == {5}
+    stacked.train(configs, store, runs)
+    for a, b in zip(whole, runs, strict=True):
+        _assert_equal(_tensors(a), _tensors(b))
+        assert _log(a) == _log(b)
+
+
+def test_a_kill_between_two_replacements_leaves_one_step(store, tmp_path, monkeypatch):
+    configs = _group()
+    whole, _ = _run(configs, store, tmp_path / "a")
+    replace, done = os.replace, []
+
+    def kill_after_the_first(source, target):
+        if str(source).endswith(".next") and "10" in done:
+            raise Killed
+        replace(source, target)
+        if str(source).endswith(".next") and int(load_file(target)["rng.step"]) == 10:
+            done.append("10")
+
+    monkeypatch.setattr(os, "replace", kill_after_the_first)
+    with pytest.raises(Killed):
+        _run(configs, store, tmp_path / "b")
+    monkeypatch.setattr(os, "replace", replace)
+    runs = [tmp_path / "b" / run.name for run in whole]
+    assert [int(_tensors(run)["rng.step"]) for run in runs] == [10, 5, 5]
+    steps = []
+    stacked.train(configs, store, runs, on_step=steps.append)
+    assert steps == [11, 12]
+    for a, b in zip(whole, runs, strict=True):
+        _assert_equal(_tensors(a), _tensors(b))
+        assert {p.name for p in b.iterdir()} == {p.name for p in a.iterdir()}
+
+
+def test_a_full_disk_leaves_all_old_checkpoints(store, tmp_path, monkeypatch):
+    calls = []
+    fsync = os.fsync
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) == 2:  # the first run's new checkpoint is written, the second's is not
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    def fill(step):
+        if step == 8:
+            monkeypatch.setattr(os, "fsync", full)
+
+    with pytest.raises(OSError, match="No space"):
+        _run(_group(), store, tmp_path / "a", on_step=fill)
+    for run in (tmp_path / "a").iterdir():
+        assert int(_tensors(run)["rng.step"]) == 5
+        assert {p.name for p in run.iterdir()} == {"config.json", "log.jsonl", checkpoint.NAME}
+
+
+def test_checkpoints_are_interchangeable(store, tmp_path):
+    configs = _group()
+    short = [dataclasses.replace(c, steps=6) for c in configs]
+    # Stacked, then alone.
+    runs, _ = _run(short, store, tmp_path / "a")
+    whole, _ = _run(configs, store, tmp_path / "whole")
+    for config, run, expected in zip(configs, runs, whole, strict=True):
+        train.train(config, store, run)
+        _assert_close(_tensors(run), _tensors(expected))
+    # Alone, then stacked.
+    short, runs = _create(short, tmp_path / "b")
+    for config, run in zip(short, runs, strict=True):
+        train.train(config, store, run)
+    stacked.train(configs, store, runs)
+    for run, expected in zip(runs, whole, strict=True):
+        _assert_close(_tensors(run), _tensors(expected))
+
+
+def test_runs_at_different_steps_are_refused(store, tmp_path):
+    configs, runs = _create(_group(), tmp_path)
+    train.train(dataclasses.replace(configs[1], steps=6), store, runs[1])
+    with pytest.raises(UserError, match=r"different steps \(.*0 0, .*1 6, .*2 0\)"):
+        stacked.train(configs, store, runs)
+    assert int(_tensors(runs[1])["rng.step"]) == 6
+
+
+def test_a_signal_stops_all_with_a_checkpoint(store, tmp_path):
+    def stop(step):
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    runs, number = _run(_group(), store, tmp_path, on_step=stop)
+    assert number == signal.SIGTERM
+    assert {int(_tensors(run)["rng.step"]) for run in runs} == {7}
+
+
+def test_a_diverging_model_leaves_the_others_as_they_are(store, tmp_path, monkeypatch):
+    configs = _group(steps=20)
+    whole, _ = _run(configs, store, tmp_path / "a")
+    trainers = []
+    make = stacked.StackedTrainer.__init__
+
+    def remember(self, *args):
+        make(self, *args)
+        trainers.append(self)
+
+    def poison(step):
+        if step == 6:
+            next(trainers[0].vae.parameters()).data[1].fill_(float("nan"))
+
+    monkeypatch.setattr(stacked.StackedTrainer, "__init__", remember)
+    with pytest.raises(UserError, match=r"^\S*b/1: .*not finite by step 8") as error:
+        _run(configs, store, tmp_path / "b", on_step=poison)
+    assert "b/0" not in str(error.value) and "b/2" not in str(error.value)
+    for m in (0, 2):
+        _assert_equal(_tensors(whole[m]), _tensors(tmp_path / "b" / str(m)))
+        assert _log(whole[m]) == _log(tmp_path / "b" / str(m))
+    kept = _tensors(tmp_path / "b/1")
+    assert int(kept["rng.step"]) == 5
+    assert all(t.isfinite().all() for t in kept.values())
+    assert [line["step"] for line in _log(tmp_path / "b/1")] == [4]
+
+
+def test_colour_images_train(tmp_path):
+    data = torch.randint(0, 256, (10, 3 * 4096), dtype=torch.uint8)
+    colour = Store("colour", data, (3, 64, 64), False, (), ())
+    for group in (1, 3):
+        together = stacked.StackedTrainer(_group(), colour, group)
+        terms = together.step()
+        for m, config in enumerate(_group()):
+            expected = train.Trainer(config, colour).step()
+            _assert_close({k: v[m] for k, v in terms.items()}, expected)
+
+
+SAME = {"learning_rate": 1.0, "disc_learning_rate": 1.0, "batch_size": 7, "latent_dim": 3,
+        "disc_units": 9, "steps": 13, "precision": "bf16", "data": "x.npz", "log_every": 9,
+        "checkpoint_every": 9, "hidden_units": 9, "conv_channels": (4, 4, 4, 8)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_what_the_step_shares_must_be_equal(name, store):
+    other = dataclasses.replace(SMALL, **{name: SAME[name]})
+    assert not stacked.stackable(SMALL, other)
+    with pytest.raises(UserError, match="cannot train in one step"):
+        stacked.StackedTrainer([SMALL, other], store)
+
+
+@given(
+    st.integers(0, 2**70), st.floats(0, 1e6), st.floats(0, 1e6), st.integers(0, 10**6),
+    st.sampled_from(["vae", "beta-vae", "factor-vae"]),
+    st.sampled_from(["vae", "beta-vae", "factor-vae"]),
+)  # fmt: skip
+@settings(max_examples=50)
+def test_seed_and_weight_may_differ(seed, gamma, beta, warmup, a, b):
+    first = dataclasses.replace(SMALL, objective=a)
+    own = {"seed": seed, "gamma": gamma, "beta": beta, "warmup_steps": warmup}
+    other = dataclasses.replace(SMALL, objective=b, **own)
+    assert stacked.stackable(first, other) == ((a == "factor-vae") == (b == "factor-vae"))
+    assert stacked.stackable(first, other) == stacked.stackable(other, first)
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_stacked_networks_are_the_networks(group):
+    configs = [dataclasses.replace(SMALL, seed=s) for s in range(4)]
+    vaes, discriminators = zip(*(nets.build(c, 3) for c in configs), strict=True)
+    whole = StackedVAE(vaes, group)
+    x, z = torch.rand(4, 5, 3, 64, 64), torch.randn(4, 5, 4)
+    for m, vae in enumerate(vaes):
+        for got, expected in zip(whole.encode(x), vae.encode(x[m]), strict=True):
+            torch.testing.assert_close(got[m], expected)
+        torch.testing.assert_close(whole.decode(z)[m], vae.decode(z[m]))
+    z.requires_grad_()
+    z_perm = torch.randn(4, 5, 4)
+    terms = two_players(stack(discriminators), z, z_perm)
+    (terms[0].sum() + terms[1].sum()).backward()
+    for m, discriminator in enumerate(discriminators):
+        one = z[m].detach().requires_grad_()
+        expected = two_players(discriminator, one, z_perm[m])
+        (expected[0] + expected[1]).backward()
+        for got, value in zip(terms, expected, strict=True):
+            torch.testing.assert_close(got[m], value)
+        torch.testing.assert_close(z.grad[m], one.grad)
+
+
+def test_bad_shapes():
+    vae, discriminator = nets.build(SMALL, 1)
+    with pytest.raises(ValueError, match="expected a divisor of 3"):
+        StackedVAE([vae] * 3, 2)
+    with pytest.raises(ValueError, match=r"z: got \[2, 3, 4\]"):
+        two_players(discriminator, torch.randn(2, 3, 4), torch.randn(2, 3, 4))
+    with pytest.raises(ValueError, match=r"z: got \[3, 4\]"):
+        two_players(stack([discriminator] * 2), torch.randn(3, 4), torch.randn(3, 4))
+
+
+def test_each_model_draws_what_it_draws_alone(store):
+    together = stacked.StackedTrainer(_group(), store)
+    assert together.rng.seed.tolist() == Philox([0, 1, 3]).seed.tolist()
