@@ -154,13 +154,12 @@ def _scatter(axis: plt.Axes, groups: dict[str, Rows], name: str) -> None:
             continue
         _, xs, ys, weights = zip(*points, strict=True)
         (x, dx), (y, dy) = (np.transpose(values) for values in (xs, ys))
-        axis.errorbar(
-            x, y, dy, dx, color=colour, label=label, marker="o", markersize=5, linewidth=1,
-            elinewidth=0.8, capsize=2,
-        )  # fmt: skip
+        axis.plot(x, y, color=colour, label=label, marker="o", markersize=5, linewidth=1)
+        bars = {"fmt": "none", "elinewidth": 0.8, "capsize": 2, "alpha": 0.45}
+        axis.errorbar(x, y, dy, dx, ecolor=colour, **bars)
         for weight, *place in zip(weights, x, y, strict=True):
             axis.annotate(
-                weight, place, xytext=(5, 5), textcoords="offset points", fontsize=8, color=colour
+                weight, place, xytext=(5, 5), textcoords="offset points", fontsize=9, color=colour
             )
     axis.set_xlabel("reconstruction error (nats an image)", fontsize=9)
     axis.tick_params(labelsize=8)
@@ -177,7 +176,7 @@ _EXPLAINED = (
 
 
 def _trade_off(groups: dict[str, Rows], protocol: str) -> str:
-    figure, axis = plt.subplots(figsize=(7.2, 4.6))
+    figure, axis = plt.subplots(figsize=(8.5, 5.2))
     _scatter(axis, groups, "factor_vae")
     axis.set_ylabel(f"FactorVAE score ({protocol})", fontsize=9)
     axis.legend(fontsize=8, frameon=False)
@@ -204,7 +203,7 @@ def _tc_curves(out: Path, groups: dict[str, Rows]) -> str:
     if not shown:
         return ""
     figure, axis = plt.subplots(figsize=(7.2, 3.6))
-    colours = plt.cm.viridis(np.linspace(0, 0.85, len(shown)))
+    colours = plt.cm.viridis(np.linspace(0, 0.8, len(shown)))
     for (_, rows), colour in zip(shown.items(), colours, strict=True):
         logs = [{line["step"]: line["tc"] for line in read_log(out / "runs" / row["run"])}
                 for row in rows]  # fmt: skip
@@ -243,10 +242,10 @@ def _setting_table(groups: dict[str, Rows], protocol: str | None) -> str:
              if any(_mean_std(rows, n) for rows in groups.values())]  # fmt: skip
     lines = []
     for setting, rows in groups.items():
-        cells = [html.escape(setting), str(len(rows))]
+        cells = [html.escape(setting).replace("-", "&#8209;"), str(len(rows))]
         for name in names:
             both, digits = _mean_std(rows, name), 3 if name in _SCORES else 2
-            spread = f" &plusmn; {both[1]:.{digits}f}" if both and len(rows) > 1 else ""
+            spread = f"&nbsp;&plusmn;&nbsp;{both[1]:.{digits}f}" if both and len(rows) > 1 else ""
             cells.append(f"{both[0]:.{digits}f}{spread}" if both else "&ndash;")
         lines.append(cells)
     scores = f"; scores are of the protocol {html.escape(protocol)}" if protocol else ""
