@@ -100,7 +100,7 @@ def _bring_to_its_end(
             return 128 + stop.number
         for name in dead:
             print(
-                f"{runs / name}: its process was killed, perhaps for want of memory (see"
+                f"{runs / name}: its process died, perhaps for want of memory (see"
                 f" {out / LOG_NAME}); to go on, give the same command again",
                 file=sys.stderr,
             )
@@ -134,15 +134,19 @@ def _execute(plan: Plan, config: StudyConfig, runs, protocol, store, stop, on_ev
         if "run" in event:
             on_event(event["run"], event["phase"], event["step"])
 
-    # torchrun ends all workers when one dies; the others' runs go on, the dead one's waits.
-    while groups and not stop.number:
-        processes = min(plan.processes, len(groups))
+    # When a worker dies, perhaps for want of memory, the rest goes on with one process fewer.
+    for processes in range(plan.processes, 0, -1):
         log = runs.parent / LOG_NAME
-        died = torchrun(job | {"groups": groups}, processes, log, forward, stop)
-        if not died:
-            break
+        ended, died = torchrun(job | {"groups": groups}, processes, log, forward, stop)
         dead += died
         groups = [group for group in groups if not set(group) & set(dead)]
+        if ended or not groups:
+            return dead
+    if not dead:
+        raise UserError(
+            f"{log}: says why the study's processes died at the start; --strategy one-by-one needs"
+            " none"
+        )
     return dead
 
 

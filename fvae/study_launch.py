@@ -13,7 +13,9 @@ from fvae.errors import UserError
 from fvae.study_work import OnEvent, Stop, failure, work
 
 
-def torchrun(job: dict, processes: int, log: Path, on_event: Callable[[dict], None], stop: Stop):
+def torchrun(
+    job: dict, processes: int, log: Path, on_event: Callable[[dict], None], stop: Stop
+) -> tuple[bool, list[str]]:
     """Run workers of :mod:`fvae.study_work` until they end; ``stop`` ends them early.
 
     Workers inherit their standard input from here and stop, with checkpoints, when it is closed:
@@ -27,15 +29,17 @@ def torchrun(job: dict, processes: int, log: Path, on_event: Callable[[dict], No
         stop: the request to end.
 
     Returns:
-        names of the runs whose worker died, for instance because memory ran out.
+        whether all workers came to their end, and the names of the runs whose worker died, for
+        instance because memory ran out. When one dies, torchrun stops the others.
 
     Raises:
-        UserError: the workers could not be started.
+        UserError: a worker could not go on, for instance because the disk is full.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), "-m", "fvae.study_work", json.dumps(job)]
     # Two processes of two threads on two cores slow each other tenfold: set before torch starts.
     environment = os.environ | {"OMP_NUM_THREADS": str(job["threads"])}
+    errors: list[str] = []
     at_work: dict[int, str] = {}
     ended: set[int] = set()
 
@@ -46,15 +50,19 @@ def torchrun(job: dict, processes: int, log: Path, on_event: Callable[[dict], No
                 rank = event["rank"]
             except (ValueError, TypeError, KeyError):
                 continue  # somebody else's print
-            if "run" in event:
+            if event.get("phase") in ("done", "failed"):
+                at_work.pop(rank, None)
+            elif "run" in event:
                 at_work[rank] = event["run"]
+            if "error" in event:
+                errors.append(event["error"])
             if "ended" in event or "stopping" in event:
                 ended.add(rank)
             on_event(event)
 
-    with log.open("ab") as errors:
+    with log.open("ab") as log_file:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log_file,
             env=environment, start_new_session=True,
         )  # fmt: skip
     listener = threading.Thread(target=listen)
@@ -69,15 +77,11 @@ def torchrun(job: dict, processes: int, log: Path, on_event: Callable[[dict], No
         listener.join()
         status = process.wait()
         process.stdout.close()
+    if errors:
+        raise UserError(errors[0])
     if status == 0 or stop.number:
-        return []
-    dead = [run for rank, run in at_work.items() if rank not in ended]
-    if not dead:
-        raise UserError(
-            f"{log}: says why the study's processes could not be started; --strategy one-by-one"
-            " needs none"
-        )
-    return dead
+        return True, []
+    return False, [run for rank, run in at_work.items() if rank not in ended]
 
 
 def import_ray():
@@ -105,6 +109,9 @@ def ray_tasks(job: dict, devices: int, cuda: bool, on_event: OnEvent, stop: Stop
 
     Returns:
         names of the runs whose task died.
+
+    Raises:
+        UserError: Ray is not installed, or a task could not go on.
     """
     ray = import_ray()
     ours = not ray.is_initialized()
@@ -130,6 +137,8 @@ def ray_tasks(job: dict, devices: int, cuda: bool, on_event: OnEvent, stop: Stop
                 group = pending.pop(reference)
                 try:
                     ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    raise UserError(f"{group[0]}: {error.cause}") from error
                 except ray.exceptions.RayError:
                     dead += [] if stop.number else group
                     continue

@@ -69,8 +69,8 @@ def _row(run: Path, config: TrainConfig, protocol: str | None) -> dict:
         return row | {"status": "failed", "message": message}
     if not is_finished(run, config, protocol):
         return row | {"status": "unfinished"}
-    log = read_log(run)
-    row |= {"status": "done"} | {n: log[-1][n] for n in _LOSSES if n in log[-1]}
+    last = read_log(run)[-1]
+    row |= {"status": "done"} | {n: last[n] for n in _LOSSES if n in last}
     if protocol:
         scores = json.loads((run / f"eval-{protocol}.json").read_text())
         row["protocol"] = protocol

@@ -88,6 +88,8 @@ def make_plan(
 
     if config.strategy == "stacked" and study_work.stacked is None:
         raise UserError("--strategy stacked: not available in this version of fvae")
+    if config.strategy == "processes" and cuda and not spread:
+        raise UserError("--strategy processes: is for CPUs; on a GPU use stacked, or --devices")
     if config.strategy != "auto":
         return plan(config.strategy, "asked for.")
     others = [] if cuda or spread or cores < 2 or len(todo) < 2 else ["processes"]
@@ -168,10 +170,8 @@ def _measure_processes(
 
     pilot = {objective: dataclasses.asdict(c) for objective, c in examples.items()}
     job = {"pilot": pilot, "seconds": seconds, "data": source, "threads": plan.threads}
-    try:
-        torchrun(job, plan.processes, log, on_event, stop)
-    except UserError:  # no memory for so many, no port to meet at: a strategy less
-        return {}
+    torchrun(job, plan.processes, log, on_event, stop)
+    # No memory for so many, no port to meet at: a strategy less.
     if any(len(times[o]) < plan.processes or min(times[o]) <= 0 for o in examples):
         return {}
     return {o: sum(t) / len(t) / plan.processes for o, t in times.items()}

@@ -175,8 +175,9 @@ def _do(
     todo = [run for run in runs if not is_finished(run, configs[run], protocol)]
     untrained = [run for run in todo if steps_done(run) < configs[run].steps]
     for run in untrained:
-        # Whoever was killed while writing left a part; whatever was scored is about to change.
-        for left in (*run.glob(".*"), run / f"eval-{protocol}.json", run / "report.html"):
+        # Whoever was killed while saving left a part; whatever was scored is about to change.
+        parts = run.glob(f".{checkpoint.NAME}.*")
+        for left in (*parts, run / f"eval-{protocol}.json", run / "report.html"):
             left.unlink(missing_ok=True)
     if untrained:
         stop.number = _train(untrained, configs, store, on_event) or stop.number
@@ -204,6 +205,7 @@ def _train(
         for run in runs:
             on_event(run.name, "train", step)
 
+    on_step(steps_done(runs[0]))
     if len(runs) > 1:
         try:
             return stacked.train([configs[run] for run in runs], store, runs, on_step=on_step)
@@ -317,4 +319,9 @@ def _worker(job: dict) -> None:
 
 
 if __name__ == "__main__":
-    _worker(json.loads(sys.argv[1]))
+    try:
+        _worker(json.loads(sys.argv[1]))
+    except (UserError, OSError) as error:
+        # For the study to say; a traceback would tell its user no more.
+        print(json.dumps({"rank": int(os.environ["RANK"]), "error": str(error)}), flush=True)
+        sys.exit(1)

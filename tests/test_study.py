@@ -252,7 +252,9 @@ def test_processes_give_the_same_and_outlive_the_death_of_one(small, tmp_path, c
     killed = []
 
     def kill_one():
-        _wait_for(lambda: any(steps_done(r) >= 20 for r in (folder / "runs").glob("*")))
+        # Both are at work.
+        under_way = lambda r: 20 <= steps_done(r) < 300  # noqa: E731
+        _wait_for(lambda: sum(map(under_way, (folder / "runs").glob("*"))) == 2)
         killed.extend(_workers(folder)[:1])
         os.kill(killed[0], signal.SIGKILL)
 
@@ -263,7 +265,7 @@ def test_processes_give_the_same_and_outlive_the_death_of_one(small, tmp_path, c
     assert killed
     assert status == 1
     error = capfd.readouterr().err
-    named = re.search(r"runs/(\S+): its process was killed", error).group(1)
+    named = re.search(r"runs/(\S+): its process died", error).group(1)
     rows = _results(folder)
     assert [n for n, row in rows.items() if row["status"] == "unfinished"] == [named]
     assert study.study(config, folder) == 0
@@ -499,7 +501,7 @@ def plan_for(small, tmp_path, monkeypatch):
         ({"one-by-one": 1.0, "processes": 2.0}, "one-by-one"),
         ({"one-by-one": 1.0, "processes": 0.6, "stacked": 2.0}, "stacked"),
         ({"one-by-one": 1.0, "processes": 0.6, "stacked": 5.0}, "processes"),
-        ({"one-by-one": 1.0, "processes": 0.9, "stacked": 5.9}, "one-by-one"),
+        ({"one-by-one": 1.0, "processes": 0.92, "stacked": 5.9}, "one-by-one"),
     ],
 )
 def test_the_plan_is_the_fastest_and_within_noise_the_plain_one(times, strategy, plan_for):
