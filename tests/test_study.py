@@ -146,7 +146,9 @@ def test_a_study_makes_runs_scores_and_a_page_and_again_nothing(
     small, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(report, "write_report", _WRITE_REPORT)
-    config = dataclasses.replace(small, protocol="kim2018", gammas=(10.0,), seeds=2)
+    config = dataclasses.replace(
+        small, protocol="kim2018", objectives=("factor-vae", "vae"), gammas=(10.0,), seeds=2
+    )
     arguments = ["study", *_options(config), "--out", str(tmp_path / "s")]
 
     def run():
