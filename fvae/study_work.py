@@ -176,7 +176,7 @@ def _do(
     untrained = [run for run in todo if steps_done(run) < configs[run].steps]
     for run in untrained:
         # Whoever was killed while saving left a part; whatever was scored is about to change.
-        parts = run.glob(f".{checkpoint.NAME}.*")
+        parts = run.glob(f".{checkpoint.NAME}.????????")
         for left in (*parts, run / f"eval-{protocol}.json", run / "report.html"):
             left.unlink(missing_ok=True)
     if untrained:
