@@ -118,6 +118,7 @@ def ray_tasks(job: dict, devices: int, cuda: bool, on_event: OnEvent, stop: Stop
     if ours:
         ray.init(log_to_driver=False, logging_level="warning", include_dashboard=False)
     try:
+        _check_cluster(ray, {"CPU": job["threads"], "GPU": int(cuda)})
         task = ray.remote(num_cpus=job["threads"], num_gpus=int(cuda), max_retries=0)(_ray_task)
         groups = collections.deque(job["groups"])
         pending: dict = {}
@@ -137,9 +138,9 @@ def ray_tasks(job: dict, devices: int, cuda: bool, on_event: OnEvent, stop: Stop
                 group = pending.pop(reference)
                 try:
                     ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
-                    raise UserError(f"{group[0]}: {error.cause}") from error
-                except ray.exceptions.RayError:
+                except ray.exceptions.RayError as error:
+                    if isinstance(error, ray.exceptions.RayTaskError) and not stop.number:
+                        raise UserError(f"{group[0]}: {error.cause}") from error
                     dead += [] if stop.number else group
                     continue
                 for name in group:
@@ -149,6 +150,17 @@ def ray_tasks(job: dict, devices: int, cuda: bool, on_event: OnEvent, stop: Stop
     finally:
         if ours:
             ray.shutdown()
+
+
+def _check_cluster(ray, needed: dict[str, int]) -> None:
+    """Refuse what no machine of the cluster can ever run; Ray would wait for one."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(m.get(name, 0) >= n for name, n in needed.items()) for m in machines):
+        wanted = " and ".join(f"{n} {name}" for name, n in needed.items() if n)
+        raise UserError(
+            f"--launcher ray: no machine of the cluster has {wanted}; a larger --devices asks for"
+            " fewer cores each"
+        )
 
 
 def _ray_task(job: dict) -> None:
