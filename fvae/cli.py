@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from fvae.config import TrainConfig
+from fvae.config import StudyConfig, TrainConfig
 from fvae.errors import UserError
 
 _stderr = Console(stderr=True, highlight=False)
@@ -66,6 +66,18 @@ class Traverse:
     """Run folder."""
     out: Path | None = None
     """Folder for the two files; None is the run folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study(StudyConfig):
+    """Train, score and compare a grid of objectives, weights and seeds on one page.
+
+    The same command again continues a study that was stopped, and does nothing when all is done;
+    --steps, --seeds and the grid may then be raised. Settings of training hold for every run.
+    """
+
+    out: Path = Path("runs/study")
+    """The study's folder: study.html, results.csv, study.json, and a run folder for each run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +141,7 @@ def _parse(arguments: list[str]):
             base = Train(**dataclasses.asdict(config), resume=Path(resumed))
     train = Annotated[Train, tyro.conf.subcommand("train", default=base)]
     commands = train
-    for kind in (Eval, Report, Traverse, Data, Doctor):
+    for kind in (Eval, Report, Traverse, Study, Data, Doctor):
         commands |= Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())]
     # tyro prints an error as a box of several lines; people's scripts want one.
     errors = io.StringIO()
@@ -312,6 +324,18 @@ def _traverse(command: Traverse) -> int:
     return 0
 
 
+def _study(command: Study) -> int:
+    from fvae import study
+    from fvae.device import keep_freed_memory
+
+    if command.backend is not None:
+        _check_backend(command.backend, command.device)
+    keep_freed_memory()
+    names = [f.name for f in dataclasses.fields(StudyConfig) if f.init]
+    config = StudyConfig(**{name: getattr(command, name) for name in names})
+    return study.study(config, command.out, _stderr.is_terminal)
+
+
 def _data(command: Data) -> int:
     from fvae import data
 
@@ -342,6 +366,7 @@ _COMMANDS = {
     Eval: _eval,
     Report: _report,
     Traverse: _traverse,
+    Study: _study,
     Data: _data,
     Doctor: _doctor,
 }

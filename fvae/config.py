@@ -6,7 +6,7 @@ The command line is made from these fields: a field's docstring is its help text
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -136,6 +136,52 @@ class TrainConfig:
             raise UserError(
                 f"{path}: not a readable configuration ({error}); restore it or train again"
             ) from None
+
+
+@dataclass(frozen=True)
+class StudyConfig(TrainConfig):
+    """A grid of training runs, each objective with each of its weights and each seed.
+
+    The inherited fields hold for every run, but for those that the grid sets.
+    """
+
+    objective: Objective = field(init=False, default=TrainConfig.objective)
+    gamma: float = field(init=False, default=TrainConfig.gamma)
+    beta: float = field(init=False, default=TrainConfig.beta)
+    seed: int = field(init=False, default=TrainConfig.seed)
+
+    objectives: tuple[Objective, ...] = ("factor-vae", "beta-vae")
+    """What to train; objectives other than factor-vae and beta-vae have no weight to vary."""
+    gammas: tuple[float, ...] = (10.0, 20.0, 30.0, 40.0, 50.0, 100.0)
+    """Weights of the total correlation, for factor-vae; those of Locatello et al. 2019."""
+    betas: tuple[float, ...] = (1.0, 2.0, 4.0, 6.0, 8.0, 16.0)
+    """Weights of the KL, for beta-vae; those of Locatello et al. 2019, from memory."""
+    seeds: int = 5
+    """Runs of each setting, with the seeds 0, 1, ..."""
+    protocol: str = "kim2018"
+    """Protocol of the scores, as of `fvae eval`."""
+    strategy: Literal["auto", "one-by-one", "processes", "stacked"] = "auto"
+    """How runs share a device: one after another, one process a core (CPU), or several stacked in
+    one step; auto measures and takes the fastest."""
+    devices: int = 1
+    """Processes to spread the runs over: each has a GPU, or an equal share of the cores."""
+    launcher: Literal["local", "ray"] = "local"
+    """What starts the processes of --devices: torchrun on this machine, or a Ray cluster whose
+    machines see the study's folder (pip install 'fvae[ray]')."""
+
+    def __post_init__(self) -> None:
+        """Check every field; raise a UserError that names the first bad one."""
+        super().__post_init__()
+        for name in ("seeds", "devices"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}: got {getattr(self, name)}, expected 1 or more")
+        for name in ("objectives", "gammas", "betas"):
+            if not getattr(self, name):
+                raise UserError(f"--{name}: got none, expected one or more")
+        for name in ("gammas", "betas"):
+            for value in getattr(self, name):
+                if not value >= 0 or not math.isfinite(value):
+                    raise UserError(f"--{name}: got {value}, expected 0 or more")
 
 
 _POSITIVE = (

@@ -1,13 +1,10 @@
 """Seeing a run: curves, reconstructions, traversals and scores on one self-contained page."""
 
-import base64
 import html
-import io
 import json
 from pathlib import Path
 
 import imageio.v3 as imageio
-import matplotlib
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,11 +16,9 @@ from fvae.evaluate import encode, pixels
 from fvae.files import write_atomically
 from fvae.infogan import InfoGAN
 from fvae.nets import VAE
+from fvae.page import page, picture, plt, png_of, table
 from fvae.philox import Philox, Stream
 from fvae.train import HEADLINES, LOG_NAME
-
-matplotlib.use("Agg")  # pages are written on machines without a screen
-import matplotlib.pyplot as plt  # noqa: E402
 
 _FRAMES = 11
 _GIF_FRAMES = 24
@@ -96,7 +91,7 @@ def write_traversals(run: Path, store: Store, out: Path | None = None) -> tuple[
     out.mkdir(parents=True, exist_ok=True)
     code, kl = _start_code(model, store, seed)
     png, gif = out / "traversal.png", out / "traversal.gif"
-    write_atomically(png, _png(_traversal_figure(model, code, kl)))
+    write_atomically(png, png_of(_traversal_figure(model, code, kl)))
     write_atomically(gif, _traversal_gif(model, store, kl, seed))
     return png, gif
 
@@ -104,13 +99,6 @@ def write_traversals(run: Path, store: Store, out: Path | None = None) -> tuple[
 def _start_code(model: VAE | InfoGAN, store: Store, seed: int) -> tuple[Tensor, Tensor]:
     codes, kl = encode(model, store, sample_images(store, _KL_SAMPLE, seed))
     return codes[0], kl
-
-
-def _png(figure: plt.Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    plt.close(figure)
-    return buffer.getvalue()
 
 
 def _show(axis: plt.Axes, image: np.ndarray) -> None:
@@ -240,13 +228,13 @@ def write_report(run: Path, store: Store) -> Path:
     code, kl = _start_code(model, store, config.seed)
     sections = []
     if log:
-        sections.append(("Losses", _summary(log[-1]) + _picture(_png(_curves_figure(log)))))
+        sections.append(("Losses", _summary(log[-1]) + picture(png_of(_curves_figure(log)))))
     if scores:
         sections.append(("Scores", _score_table(scores)))
         for s in scores:
             if s["factor_vae"]["votes"]:
                 title = f"Votes of the FactorVAE metric, {s['protocol']}"
-                sections.append((title, _picture(_png(_votes_figure(s)))))
+                sections.append((title, picture(png_of(_votes_figure(s)))))
     else:
         command = html.escape(f"fvae eval {run}")
         note = f"<p>Not scored yet: run <code>{command}</code>, then make this page again.</p>"
@@ -259,37 +247,25 @@ def write_report(run: Path, store: Store) -> Path:
         (
             "Reconstructions",
             (_GAN_NOTE if gan else "")
-            + _picture(_png(_reconstruction_figure(model, store, config.seed))),
+            + picture(png_of(_reconstruction_figure(model, store, config.seed))),
         ),
         (
             f"Latent traversals, by falling {model.information_name}",
             f"<p>Each row moves one latent dimension from {low} to {high} and keeps the others at"
-            " the code of one image.</p>" + _picture(_png(_traversal_figure(model, code, kl))),
+            " the code of one image.</p>" + picture(png_of(_traversal_figure(model, code, kl))),
         ),
         (
             "The same in motion",
             f"<p>A column for each latent, by falling {model.information_name}; a row for each of"
-            " four images.</p>" + _picture(_traversal_gif(model, store, kl, config.seed), "gif"),
+            " four images.</p>" + picture(_traversal_gif(model, store, kl, config.seed), "gif"),
         ),
-        ("Configuration", _table(json.loads(config.to_json()).items())),
+        ("Configuration", table(json.loads(config.to_json()).items())),
     ]
-    name = html.escape(run.resolve().name)
-    subtitle = html.escape(f"{config.objective} on {store.name}, seed {config.seed}")
-    body = "".join(f"<section><h2>{t}</h2>{content}</section>" for t, content in sections)
-    page = _PAGE.format(name=name, subtitle=subtitle, body=body)
+    name = run.resolve().name
+    subtitle = f"{config.objective} on {store.name}, seed {config.seed}"
     path = run / "report.html"
-    write_atomically(path, page)
+    write_atomically(path, page(name, subtitle, sections))
     return path
-
-
-def _picture(content: bytes, kind: str = "png") -> str:
-    return f'<img alt="" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
-
-
-def _table(rows) -> str:
-    escaped = ((html.escape(str(k)), html.escape(str(v))) for k, v in rows)
-    cells = (f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in escaped)
-    return "<table>" + "".join(cells) + "</table>"
 
 
 def _summary(line: dict) -> str:
@@ -314,14 +290,3 @@ def _score_table(scores: list[dict]) -> str:
 _GAN_NOTE = """<p>The generator at the mean of Q(c|x) and noise 0: nothing trains it to reconstruct,
 so this shows what the codes hold. Traversals have noise 0 and the first value of each categorical
 code, too.</p>"""
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
-  color: #222; }}
-h1 {{ margin-bottom: 0; }} h2 {{ margin-top: 2.2rem; border-bottom: 1px solid #ddd; }}
-img {{ max-width: 100%; }} table {{ border-collapse: collapse; }}
-th, td {{ text-align: left; padding: .2rem .8rem .2rem 0; font-variant-numeric: tabular-nums; }}
-p, .subtitle {{ color: #555; }}
-</style></head><body><h1>{name}</h1><div class="subtitle">{subtitle}</div>{body}</body></html>
-"""

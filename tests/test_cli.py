@@ -113,7 +113,7 @@ def test_the_module_and_the_command_are_one():
     done = subprocess.run(
         [sys.executable, "-m", "fvae", "--help"], check=True, capture_output=True, text=True
     )
-    for name in ("train", "eval", "report", "traverse", "data", "doctor"):
+    for name in ("train", "eval", "report", "traverse", "study", "data", "doctor"):
         assert name in done.stdout
 
 

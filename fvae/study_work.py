@@ -1,0 +1,322 @@
+"""The work of a study in one process: train, score and show runs, each claimed by a lock.
+
+Any number of processes may walk over the same list of runs, on one machine or several that share
+the folder: a lock on the run's folder says who has it, and ends with the process that holds it.
+Started by torchrun this file is a worker, which takes its job as an argument and prints events.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fvae import checkpoint, data, evaluate, report, stacked, train
+from fvae.config import TrainConfig
+from fvae.data import Store
+from fvae.device import keep_freed_memory
+from fvae.errors import UserError
+from fvae.files import write_atomically
+
+FAILED_NAME = "failed.json"
+
+#: Called with the run's name, what is done to it ("train", "score", "done", "failed") and its step.
+OnEvent = Callable[[str, str, int], None]
+
+
+class Stop:
+    """SIGINT and SIGTERM ask for an end: after the step in training, at once in scoring.
+
+    Attributes:
+        number: the signal's number, 0 before it came.
+        droppable: whether the signal may raise ``Stop.Now`` in what is going on.
+    """
+
+    class Now(Exception):
+        """Raised by the signal where the work can be dropped."""
+
+    def __init__(self, forgiving: bool = False) -> None:
+        self.number = 0
+        self._forgiving = forgiving  # a second signal ends nothing: a launcher may repeat it
+        self.droppable = False
+        self._previous: dict[int, object] = {}
+
+    def _catch(self, number: int, frame: object) -> None:
+        if not self._forgiving:
+            signal.signal(number, self._previous[number])
+        self.number = number
+        if self.droppable:
+            self.droppable = False
+            raise Stop.Now
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._catch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def steps_done(run: Path) -> int:
+    """Return the step of the run's checkpoint, 0 if there is none that can be read."""
+    try:
+        with safe_open(run / checkpoint.NAME, "pt") as file:
+            return int(file.get_tensor("rng.step"))
+    except (OSError, SafetensorError):
+        return 0
+
+
+def failure(run: Path) -> str | None:
+    """Return why the run failed, None if it did not."""
+    try:
+        return json.loads((run / FAILED_NAME).read_text())["message"]
+    except FileNotFoundError:
+        return None
+
+
+def is_finished(run: Path, config: TrainConfig, protocol: str | None) -> bool:
+    """Return whether nothing is left to do for a run: trained, scored and shown, or failed."""
+    if failure(run) is not None:
+        return True
+    made = ["report.html"] + ([f"eval-{protocol}.json"] if protocol else [])
+    return all((run / name).exists() for name in made) and steps_done(run) >= config.steps
+
+
+def work(
+    runs: Path,
+    groups: list[list[str]],
+    protocol: str | None,
+    store: Store,
+    stop: Stop,
+    on_event: OnEvent = lambda run, phase, step: None,
+) -> None:
+    """Train, score and show every run that no other process has; wait for those that one has.
+
+    A run that fails leaves ``failed.json`` with the message, and the next one goes on.
+
+    Args:
+        runs: the folder of the run folders, each with its ``config.json``.
+        groups: names of runs; those of one group are trained together, stacked.
+        protocol: of the scores, None where the set has no factors.
+        store: the data set.
+        stop: the request to end.
+        on_event: called as things happen.
+
+    Raises:
+        OSError: the disk is full, or a folder cannot be written.
+    """
+    waiting = groups
+    while waiting and not stop.number:
+        taken = []
+        for group in waiting:
+            with _claimed([runs / name for name in group]) as mine:
+                if not mine:
+                    taken.append(group)
+                elif not stop.number:
+                    with contextlib.suppress(Stop.Now):
+                        _do([runs / name for name in group], protocol, store, stop, on_event)
+        if taken == waiting:
+            time.sleep(0.2)  # should a process die, its runs are taken over
+        waiting = taken
+
+
+@contextlib.contextmanager
+def _claimed(folders: list[Path]) -> Iterator[bool]:
+    """Lock all folders, or none: then another process has one."""
+    with contextlib.ExitStack() as handles:
+        try:
+            for folder in folders:
+                handles.enter_context(locked(folder))
+        except BlockingIOError:
+            handles.close()
+            yield False
+        else:
+            yield True
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which ends with this process at the latest.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _do(
+    runs: list[Path], protocol: str | None, store: Store, stop: Stop, on_event: OnEvent
+) -> None:
+    configs = {run: TrainConfig.from_file(run / train.CONFIG_NAME) for run in runs}
+    todo = [run for run in runs if not is_finished(run, configs[run], protocol)]
+    untrained = [run for run in todo if steps_done(run) < configs[run].steps]
+    for run in untrained:
+        # Whoever was killed while saving left a part; whatever was scored is about to change.
+        parts = run.glob(f".{checkpoint.NAME}.????????")
+        for left in (*parts, run / f"eval-{protocol}.json", run / "report.html"):
+            left.unlink(missing_ok=True)
+    if untrained:
+        stop.number = _train(untrained, configs, store, on_event) or stop.number
+    for run in todo:
+        if stop.number:
+            return
+        if failure(run) is not None:
+            on_event(run.name, "failed", steps_done(run))
+            continue
+        on_event(run.name, "score", configs[run].steps)
+        stop.droppable = True
+        if protocol:
+            evaluate.evaluate(run, store, protocol, device=configs[run].device)
+        report.write_report(run, store)
+        stop.droppable = False
+        on_event(run.name, "done", configs[run].steps)
+
+
+def _train(
+    runs: list[Path], configs: dict[Path, TrainConfig], store: Store, on_event: OnEvent
+) -> int:
+    """Train one run, or several stacked; return the number of the signal that ended it, or 0."""
+
+    def on_step(step: int) -> None:
+        for run in runs:
+            on_event(run.name, "train", step)
+
+    on_step(steps_done(runs[0]))
+    if len(runs) > 1:
+        try:
+            return stacked.train([configs[run] for run in runs], store, runs, on_step=on_step)
+        except UserError:
+            # One of them failed. Alone, each goes on from its checkpoint, and that one says so.
+            return next((n for run in runs if (n := _train([run], configs, store, on_event))), 0)
+    try:
+        return train.train(configs[runs[0]], store, runs[0], on_step=on_step)
+    except UserError as error:
+        message = f"{error}; to try again, delete {runs[0] / FAILED_NAME}"
+        step = steps_done(runs[0])
+        text = json.dumps({"message": message, "checkpoint_step": step}, indent=2)
+        write_atomically(runs[0] / FAILED_NAME, text + "\n")
+        return 0
+
+
+# --- the pilot: how long a step takes ------------------------------------------------------------
+
+
+def step_seconds(configs: list[TrainConfig], store: Store, seconds: float, stop: Stop) -> float:
+    """Return the time of one training step of one run, or of several stacked.
+
+    The steps are those of a scratch folder that is deleted again.
+
+    Args:
+        configs: settings of the runs; more than one is stacked.
+        store: the data set.
+        seconds: how long to measure; at least two steps are.
+        stop: the request to end.
+
+    Returns:
+        seconds a step, for all the runs together; 0 if stopped.
+    """
+    cuda = configs[0].device == "cuda"
+    warm_up = 6 if cuda else 1  # on a GPU, the capture of the graph comes first
+    started = taken = 0.0
+    never = 1 << 60
+
+    def on_step(step: int) -> None:
+        nonlocal started, taken
+        now = time.perf_counter()
+        if step >= warm_up + 2 and now - started >= seconds or step == warm_up:
+            if cuda:
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            if step == warm_up:
+                started = now
+            else:
+                taken = (now - started) / (step - warm_up)
+                raise Stop.Now
+
+    scratch = [
+        dataclasses.replace(c, steps=never, checkpoint_every=never, log_every=never)
+        for c in configs
+    ]
+    with tempfile.TemporaryDirectory(prefix="fvae-pilot-") as folder:
+        runs = [Path(folder) / str(i) for i in range(len(configs))]
+        for run in runs:
+            run.mkdir()
+        with contextlib.suppress(Stop.Now):
+            if len(runs) > 1:
+                stop.number = stacked.train(scratch, store, runs, on_step=on_step)
+            else:
+                stop.number = train.train(scratch[0], store, runs[0], on_step=on_step)
+    return taken
+
+
+# --- a worker of torchrun ------------------------------------------------------------------------
+
+
+def _worker(job: dict) -> None:
+    rank = int(os.environ["RANK"])
+    last = 0.0
+
+    def say(**event: object) -> None:
+        # One write, so that the lines of several workers do not mix.
+        os.write(sys.stdout.fileno(), (json.dumps({"rank": rank} | event) + "\n").encode())
+
+    def on_event(run: str, phase: str, step: int) -> None:
+        nonlocal last
+        if phase != "train" or time.monotonic() - last > 0.3:
+            last = time.monotonic()
+            say(run=run, phase=phase, step=step)
+
+    def watch() -> None:
+        # The study keeps our standard input open for as long as it lives and wants us to go on.
+        while os.read(0, 1):
+            pass
+        say(stopping=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+    torch.set_num_threads(job["threads"])
+    keep_freed_memory()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    store = data.load(job["data"])
+    with Stop(forgiving=True) as stop:
+        if "pilot" in job:
+            torch.distributed.init_process_group("gloo")
+            for objective, fields in job["pilot"].items():
+                fields["conv_channels"] = tuple(fields["conv_channels"])
+                torch.distributed.barrier()
+                config = TrainConfig(**fields)
+                seconds = step_seconds([config], store, job["seconds"], stop)
+                say(pilot=objective, seconds=seconds)
+            torch.distributed.destroy_process_group()
+        else:
+            work(Path(job["runs"]), job["groups"], job["protocol"], store, stop, on_event)
+    say(ended=True)
+
+
+if __name__ == "__main__":
+    try:
+        _worker(json.loads(sys.argv[1]))
+    except (UserError, OSError) as error:
+        # For the study to say; a traceback would tell its user no more.
+        print(json.dumps({"rank": int(os.environ["RANK"]), "error": str(error)}), flush=True)
+        sys.exit(1)

@@ -1,0 +1,541 @@
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from test_train import SMALL
+
+from fvae import cli, data, report, study, study_plan, study_work, train
+from fvae.config import StudyConfig, TrainConfig
+from fvae.data import Store
+from fvae.errors import UserError
+from fvae.study_grid import expand, setting_of
+from fvae.study_work import Stop, steps_done
+
+_WRITE_REPORT = report.write_report
+_COMMON = {
+    f.name: getattr(SMALL, f.name)
+    for f in dataclasses.fields(TrainConfig)
+    if f.name not in ("objective", "gamma", "beta", "seed")
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_and_own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FVAE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A published file of 32 random images: every factor has two values."""
+    path = tmp_path_factory.mktemp("data") / "dsprites.npz"
+    classes = np.array([(0, *c) for c in itertools.product(range(2), repeat=5)])
+    images = np.random.default_rng(0).integers(0, 2, (32, 64, 64), dtype=np.uint8)
+    np.savez_compressed(path, imgs=images, latents_classes=classes, latents_values=classes)
+    return path
+
+
+@pytest.fixture
+def small(source, monkeypatch):
+    """Four runs of 12 steps; `exhaustive` scores take no time, nor do reports."""
+    monkeypatch.setattr(report, "write_report", lambda run, _: (run / "report.html").touch())
+    return StudyConfig(
+        **(_COMMON | {"data": str(source)}), gammas=(10.0, 35.0), betas=(4.0,), seeds=1,
+        objectives=("factor-vae", "beta-vae", "vae"), protocol="exhaustive",
+    )  # fmt: skip
+
+
+def _checkpoints(folder):
+    return {
+        path.parent.name: load_file(path)
+        for path in (folder / "runs").glob("*/checkpoint.safetensors")
+    }
+
+
+def _assert_equal(a, b):
+    a, b = _checkpoints(a), _checkpoints(b)
+    assert a.keys() == b.keys() != set()
+    for run in a:
+        assert a[run].keys() == b[run].keys()
+        for name in a[run]:
+            assert torch.equal(a[run][name], b[run][name]), (run, name)
+
+
+def _results(folder):
+    with (folder / "results.csv").open() as file:
+        return {row["run"]: row for row in csv.DictReader(file)}
+
+
+def _options(config):
+    """The command line of a study."""
+    options = []
+    for field in dataclasses.fields(StudyConfig):
+        value = getattr(config, field.name)
+        if field.init and value is not None and field.name != "graph":
+            values = value if isinstance(value, tuple) else (value,)
+            options += ["--" + field.name.replace("_", "-"), *map(str, values)]
+    return options
+
+
+def _state(folder):
+    """Every file below, with content and time of writing."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+weights = st.lists(st.floats(0, 1e30), min_size=1, max_size=4, unique=True).map(tuple)
+
+
+@given(
+    objectives=st.permutations(["vae", "beta-vae", "factor-vae"]).flatmap(
+        lambda o: st.integers(1, 3).map(lambda n: tuple(o[:n]))
+    ),
+    gammas=weights,
+    betas=weights,
+    seeds=st.integers(1, 3),
+    steps=st.integers(1, 1000),
+)
+def test_the_grid_is_the_product_and_names_are_unique(objectives, gammas, betas, seeds, steps):
+    config = StudyConfig(
+        objectives=objectives, gammas=gammas, betas=betas, seeds=seeds, steps=steps
+    )
+    runs = expand(config)
+    of = {"factor-vae": gammas, "beta-vae": betas, "vae": (None,)}
+    expected = [(o, w, s) for o in objectives for w in of[o] for s in range(seeds)]
+    field = {"factor-vae": "gamma", "beta-vae": "beta"}
+    found = [
+        (c.objective, getattr(c, field[c.objective]) if c.objective in field else None, c.seed)
+        for c in runs.values()
+    ]
+    assert found == expected
+    for name, run in runs.items():
+        assert re.fullmatch(r"[\w.+-]+", name)
+        assert name == f"{setting_of(run)}-seed{run.seed}"
+        assert run.steps == steps
+
+
+def test_names_are_the_settings():
+    runs = expand(StudyConfig(gammas=(10, 0.5), betas=(4,), seeds=2))
+    assert list(runs)[:3] == [
+        "factor-vae-gamma10-seed0", "factor-vae-gamma10-seed1", "factor-vae-gamma0.5-seed0",
+    ]  # fmt: skip
+    assert "beta-vae-beta4-seed1" in runs
+
+
+def test_a_study_makes_runs_scores_and_a_page_and_again_nothing(
+    small, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(report, "write_report", _WRITE_REPORT)
+    config = dataclasses.replace(
+        small, protocol="kim2018", objectives=("factor-vae",), gammas=(10.0,), seeds=2
+    )
+    arguments = ["study", *_options(config), "--out", str(tmp_path / "s")]
+
+    def run():
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        return stop.value.code, capsys.readouterr()
+
+    status, output = run()
+    assert status == 0
+    assert output.out.strip() == str(tmp_path / "s" / "study.html")
+    folder = tmp_path / "s"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"study.json", "study.html", "results.csv", "runs"}
+    rows = _results(folder)
+    assert list(rows) == list(expand(config))
+    for name, row in rows.items():
+        files = {path.name for path in (folder / "runs" / name).iterdir()}
+        assert files >= {"config.json", "log.jsonl", "report.html", "eval-kim2018.json"}
+        last = json.loads((folder / "runs" / name / "log.jsonl").read_text().splitlines()[-1])
+        scores = json.loads((folder / "runs" / name / "eval-kim2018.json").read_text())
+        assert (row["status"], row["steps"]) == ("done", "12")
+        assert float(row["recon"]) == last["recon"]
+        for metric in ("factor_vae", "beta_vae", "mig", "sap", "dci"):
+            assert float(row[metric]) == scores[metric]["score"]
+    page = (folder / "study.html").read_text()
+    for title in (
+        "Disentanglement against reconstruction", "Total correlation over training",
+        "Settings compared", "Runs", "How the runs were executed", "Settings of the study",
+    ):  # fmt: skip
+        assert f"<h2>{title}</h2>" in page
+    assert page.count('src="data:image/png;base64,') == 2
+    links = re.findall(r'(?:src|href)="(?!data:image/)([^"]*)"', page)
+    assert links == [f"runs/{name}/report.html" for name in rows]
+    assert all((folder / link).is_file() for link in links)
+    gamma = [float(rows[f"factor-vae-gamma10-seed{s}"]["recon"]) for s in (0, 1)]
+    assert f"{np.mean(gamma):.2f}&nbsp;&plusmn;&nbsp;{np.std(gamma, ddof=1):.2f}" in page
+    assert "kim2018" in page
+
+    before = _state(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda *_, **__: pytest.fail("data was loaded"))
+        status, output = run()
+    assert status == 0
+    assert "nothing to do" in output.err
+    assert _state(folder) == before
+    (folder / "study.html").unlink()
+    assert run()[0] == 0
+    assert (folder / "study.html").read_text() == page
+
+    # The run folders are ordinary ones.
+    one = str(folder / "runs" / "factor-vae-gamma10-seed0")
+    for command in (["eval", one, "--protocol", "exhaustive"], ["report", one]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(command)
+        assert stop.value.code == 0
+
+
+def test_killed_and_run_again_is_the_uninterrupted_study(small, tmp_path):
+    config = dataclasses.replace(small, steps=150, checkpoint_every=20, objectives=("factor-vae",))
+    assert study.study(config, tmp_path / "a") == 0
+    command = [sys.executable, "-m", "fvae", "study", *_options(config)]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "b")], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    first, second = (tmp_path / "b" / "runs" / name for name in expand(config))
+    _wait_for(lambda: steps_done(second) >= 40)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 40 <= steps_done(second) < 150
+    finished = _state(first)
+    assert study.study(config, tmp_path / "b") == 0
+    assert _state(first) == finished
+    _assert_equal(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a/results.csv").read_text() == (tmp_path / "b/results.csv").read_text()
+
+
+def _wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _workers(folder):
+    """Process ids of torchrun's workers for a study."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"fvae.study_work" in words and b"torch.distributed.run" not in words:
+            found += [int(path.parent.name)] * (str(folder).encode() in b" ".join(words))
+    return found
+
+
+def test_processes_give_the_same(small, tmp_path):
+    config = dataclasses.replace(small, objectives=("factor-vae",))
+    assert study.study(config, tmp_path / "a") == 0
+    assert study.study(dataclasses.replace(config, devices=2), tmp_path / "b") == 0
+    _assert_equal(tmp_path / "a", tmp_path / "b")
+    assert _results(tmp_path / "a") == _results(tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_processes_outlive_the_death_of_one(small, tmp_path, capfd):
+    config = dataclasses.replace(
+        small, steps=300, checkpoint_every=20, objectives=("factor-vae",), gammas=(1, 2, 3)
+    )
+    assert study.study(config, tmp_path / "a") == 0
+    folder = tmp_path / "b"
+    killed = []
+
+    def kill_one():
+        # Both are at work.
+        under_way = lambda r: 20 <= steps_done(r) < 300  # noqa: E731
+        _wait_for(lambda: sum(map(under_way, (folder / "runs").glob("*"))) == 2)
+        killed.extend(_workers(folder)[:1])
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    status = study.study(dataclasses.replace(config, devices=2), folder)
+    killer.join()
+    assert killed
+    assert status == 1
+    error = capfd.readouterr().err
+    named = re.search(r"runs/(\S+): its process died", error).group(1)
+    rows = _results(folder)
+    assert [n for n, row in rows.items() if row["status"] == "unfinished"] == [named]
+    assert study.study(config, folder) == 0
+    _assert_equal(tmp_path / "a", folder)
+    assert _workers(folder) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_with_checkpoints(number, small, tmp_path, monkeypatch, capfd):
+    assert study.study(small, tmp_path / "a") == 0
+    real = train.train
+    calls = []
+
+    def interrupted(config, store, run, on_log=lambda line: None, on_step=lambda step: None):
+        def stop(step):
+            on_step(step)
+            if len(calls) == 3 and step == 7:
+                os.kill(os.getpid(), number)
+
+        calls.append(run.name)
+        return real(config, store, run, on_log, stop)
+
+    config = dataclasses.replace(small, strategy="one-by-one")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", interrupted)
+        assert study.study(config, tmp_path / "b") == 128 + number
+    assert "give the same command again" in capfd.readouterr().err
+    names = list(expand(small))
+    assert calls == names[:3]
+    assert [steps_done(tmp_path / "b" / "runs" / n) for n in names] == [12, 12, 7, 0]
+    assert study.study(config, tmp_path / "b") == 0
+    _assert_equal(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_signal_ends_scoring_at_once(small, tmp_path, monkeypatch):
+    def slow(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study_work.evaluate, "evaluate", slow)
+        assert study.study(small, tmp_path / "a") == 128 + signal.SIGTERM
+    assert study.study(small, tmp_path / "a") == 0
+
+
+def test_a_diverged_run_is_named_and_the_others_go_on(small, tmp_path, capfd):
+    config = dataclasses.replace(small, gammas=(10.0, 1e300))
+    assert study.study(config, tmp_path / "a") == 1
+    name = "factor-vae-gamma1e+300-seed0"
+    error = capfd.readouterr().err
+    assert f"{name} failed" in error
+    assert "not finite" in error
+    rows = _results(tmp_path / "a")
+    assert {n: row["status"] for n, row in rows.items() if row["status"] != "done"} == {
+        name: "failed"
+    }
+    page = (tmp_path / "a" / "study.html").read_text()
+    section = page[page.index("<h2>Failed runs</h2>") :]
+    assert name in section
+    assert "is not finite by step" in section
+    before = _state(tmp_path / "a")
+    assert study.study(config, tmp_path / "a") == 1
+    assert _state(tmp_path / "a") == before
+
+
+def test_other_settings_are_refused_and_a_grid_can_grow(small, tmp_path):
+    folder = tmp_path / "a"
+    small = dataclasses.replace(small, objectives=("factor-vae",))
+    study.study(small, folder)
+    before = _state(folder)
+    for change, message in [
+        ({"learning_rate": 0.5}, "--learning-rate 0.5: .* was made with 0.001"),
+        ({"conv_channels": (4, 4, 4, 8)}, r"--conv-channels .*4 4 4 4"),
+        ({"protocol": "kim2018"}, "--protocol kim2018: .* was made with exhaustive"),
+        ({"steps": 5}, "--steps 5: .* can only be raised"),
+        ({"gammas": (10.0,)}, "--gammas: .* 10.0 35.0; values can only be added"),
+        ({"protocol": "mine"}, "--protocol: got 'mine', expected one of kim2018"),
+    ]:
+        with pytest.raises(UserError, match=message) as error:
+            study.study(dataclasses.replace(small, **change), folder)
+        assert "\n" not in str(error.value)
+    assert _state(folder) == before
+
+    grown = dataclasses.replace(small, steps=20, gammas=(10.0, 20.0, 35.0), seeds=2)
+    assert study.study(grown, folder) == 0
+    assert study.study(grown, tmp_path / "b") == 0
+    _assert_equal(folder, tmp_path / "b")
+    rows = _results(folder)
+    assert rows == _results(tmp_path / "b")
+    assert {row["steps"] for row in rows.values()} == {"20"}
+    for name in rows:
+        scored = (folder / "runs" / name / "eval-exhaustive.json").stat().st_mtime_ns
+        assert scored > (folder / "runs" / name / "checkpoint.safetensors").stat().st_mtime_ns
+
+
+def test_bad_input_leaves_nothing(small, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "study.json").write_text("{")
+    before = _state(tmp_path)
+    for options, message in [
+        (["--out", "new", "--gammas", "-1"], "--gammas: got -1"),
+        (["--out", "new", "--gamma", "1"], "--gamma"),
+        (["--out", "new", "--seeds", "0"], "--seeds: got 0"),
+        (["--out", "new", "--devices", "0"], "--devices: got 0"),
+        (["--out", "new", "--objectives", "gan"], "gan"),
+        (["--out", "new", "--data", "nowhere.npz"], "nowhere.npz"),
+        (["--out", "new", "--strategy", "magic"], "magic"),
+        (["--out", "mine"], "not empty and holds no study"),
+        (["--out", "file"], "is a file"),
+        (["--out", "bad"], "not a readable study"),
+    ]:
+        options[1] = str(tmp_path / options[1])
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["study", *_options(small), *options])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert message in error
+        assert error.count("\n") == 1
+    assert _state(tmp_path) == before
+
+
+def test_two_studies_do_not_share_a_folder(small, tmp_path):
+    study.study(small, tmp_path / "a")
+    with study_work.locked(tmp_path / "a"):
+        with pytest.raises(UserError, match="another `fvae study` is at work there"):
+            study.study(small, tmp_path / "a")
+
+
+def test_a_set_without_factors_has_a_page_without_scores(small, tmp_path, monkeypatch):
+    bits = torch.randint(0, 256, (40, 512), dtype=torch.uint8)
+    monkeypatch.setattr(data, "load", lambda *_, **__: Store("bits", bits, (1, 64, 64), True))
+    assert study.study(small, tmp_path / "a") == 0
+    page = (tmp_path / "a" / "study.html").read_text()
+    assert "<h2>KL and TC against reconstruction</h2>" in page
+    assert "no ground-truth factors" in page
+    assert "Disentanglement against reconstruction" not in page
+    assert list((tmp_path / "a").rglob("eval-*")) == []
+    for row in _results(tmp_path / "a").values():
+        assert (row["status"], row["factor_vae"]) == ("done", "")
+
+
+# --- strategies ----------------------------------------------------------------------------------
+
+
+def test_stacked_runs_end_as_they_do_alone(small, tmp_path):
+    assert study.study(small, tmp_path / "a") == 0
+    config = dataclasses.replace(small, strategy="stacked")
+    assert study.study(config, tmp_path / "b") == 0
+    execution = json.loads((tmp_path / "b" / "study.json").read_text())["execution"]
+    assert execution["strategy"] == "stacked"
+    alone, together = _checkpoints(tmp_path / "a"), _checkpoints(tmp_path / "b")
+    assert alone.keys() == together.keys()
+    for run in alone:
+        assert alone[run].keys() == together[run].keys()
+        for name, expected in alone[run].items():
+            if not name.startswith("optimizer"):
+                torch.testing.assert_close(together[run][name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_of_a_stack_only_the_diverged_run_fails(small, tmp_path):
+    config = dataclasses.replace(small, strategy="stacked", gammas=(1e300, 10.0))
+    assert study.study(config, tmp_path / "a") == 1
+    status = {n: row["status"] for n, row in _results(tmp_path / "a").items()}
+    assert status.pop("factor-vae-gamma1e+300-seed0") == "failed"
+    assert set(status.values()) == {"done"}
+
+
+@pytest.fixture
+def plan_for(small, tmp_path, monkeypatch):
+    """Plan six runs whose steps take given times in each strategy."""
+
+    def plan(times, steps=100_000, **settings):
+        monkeypatch.setattr(
+            study_plan,
+            "step_seconds",
+            lambda configs, *_: times["stacked" if len(configs) > 1 else "one-by-one"],
+        )
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+        monkeypatch.setattr(
+            study_plan,
+            "_measure_processes",
+            lambda examples, *_: dict.fromkeys(examples, times["processes"]),
+        )
+        config = dataclasses.replace(
+            small, objectives=("factor-vae",), gammas=(1, 2, 3), seeds=2, steps=steps, **settings
+        )
+        store = Store("bits", torch.zeros(4, 512, dtype=torch.uint8), (1, 64, 64), True)
+        log = tmp_path / "log"
+        with Stop() as stop:
+            return study_plan.make_plan(config, tmp_path, expand(config), store, log, stop)
+
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("times", "strategy"),
+    [
+        # processes: seconds a run's step, two at work; stacked: seconds of a step of all six.
+        ({"one-by-one": 1.0, "processes": 2.0, "stacked": 9.0}, "one-by-one"),
+        ({"one-by-one": 1.0, "processes": 0.6, "stacked": 2.0}, "stacked"),
+        ({"one-by-one": 1.0, "processes": 0.6, "stacked": 5.0}, "processes"),
+        ({"one-by-one": 1.0, "processes": 0.92, "stacked": 5.9}, "one-by-one"),
+    ],
+)
+def test_the_plan_is_the_fastest_and_within_noise_the_plain_one(times, strategy, plan_for):
+    plan = plan_for(times)
+    assert plan.strategy == strategy
+    assert sorted(sum(plan.groups, [])) == sorted(sum(plan_for(times).groups, []))
+    shape = {"processes": (2, 1, 6), "stacked": (1, 1, 1), "one-by-one": (1, 1, 6)}
+    assert (plan.processes, plan.threads, len(plan.groups)) == shape[strategy]
+    assert plan.step_seconds["stacked"]["factor-vae"] == pytest.approx(times["stacked"] / 6)
+
+
+def test_a_short_study_is_not_piloted(plan_for):
+    plan = plan_for({"one-by-one": 1e-3, "processes": 1e-9}, steps=100)
+    assert plan.strategy == "one-by-one"
+    assert list(plan.step_seconds) == ["one-by-one"]
+
+
+def test_a_strategy_that_is_asked_for_is_taken(plan_for):
+    plan = plan_for({"one-by-one": 1.0, "processes": 9.0}, strategy="processes")
+    assert (plan.strategy, plan.processes, plan.step_seconds) == ("processes", 2, {})
+
+
+def test_the_pilot_measures_and_leaves_nothing(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    store = Store("bits", torch.zeros(4, 512, dtype=torch.uint8), (1, 64, 64), True)
+    configs = [c for c in expand(small).values() if c.objective == "factor-vae"]
+    with Stop() as stop:
+        assert 0 < study_work.step_seconds(configs[:1], store, 0.05, stop) < 1
+        assert 0 < study_work.step_seconds(configs, store, 0.05, stop) < 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_pilot_of_real_processes(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(study_plan, "_WORTH_A_PILOT", 0.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert study.study(dataclasses.replace(small, steps=300), tmp_path / "a") == 0
+    execution = json.loads((tmp_path / "a" / "study.json").read_text())["execution"]
+    for strategy in ("one-by-one", "processes"):
+        assert all(t > 0 for t in execution["step_seconds"][strategy].values())
+    assert execution["strategy"] in ("one-by-one", "processes", "stacked")
+
+
+@pytest.mark.slow
+def test_a_study_on_a_local_ray_gives_the_same(small, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'fvae[ray]'")
+    assert study.study(small, tmp_path / "a") == 0
+    spread = dataclasses.replace(small, launcher="ray", devices=2)
+    assert study.study(spread, tmp_path / "b") == 0
+    _assert_equal(tmp_path / "a", tmp_path / "b")
+
+
+def test_ray_that_is_not_installed_is_one_line(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"--launcher ray: .*pip install 'fvae\[ray\]'"):
+        study.study(dataclasses.replace(small, launcher="ray"), tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
