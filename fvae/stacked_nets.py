@@ -94,7 +94,7 @@ class StackedVAE(nn.Module):
         """Run the layers of one model for all; x is a list where it stands for images."""
         for layer in layers:
             if isinstance(layer, nn.Linear):
-                x = torch.baddbmm(layer.bias.unsqueeze(-2), x, layer.weight.mT)
+                x = self._linear(layer, x)
             elif isinstance(layer, nn.ReLU):
                 x = [part.relu_() for part in x] if isinstance(x, list) else x.relu_()
             elif isinstance(layer, nn.Flatten):
@@ -104,6 +104,14 @@ class StackedVAE(nn.Module):
             else:
                 x = self._convolve(layer, x, count)
         return x
+
+    def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        if self.group > 1:
+            return torch.baddbmm(layer.bias.unsqueeze(-2), x, layer.weight.mT)
+        # Model by model, as its convolutions: the same sums, bit for bit, as in a model alone.
+        return torch.stack(
+            [F.linear(*one) for one in zip(x, layer.weight, layer.bias, strict=True)]
+        )
 
     def _convolve(self, layer: nn.Module, parts: list[Tensor], count: int) -> list[Tensor]:
         if self.group == 1:  # a view of fewer dimensions would lose the strides of one channel

@@ -85,7 +85,7 @@ class _SharedBackward(torch.autograd.Function):
             )
         grad_z = None
         if ctx.needs_input_grad[0]:
-            grad_z = (delta[..., :rows, :] @ weights[0]).to(ctx.z_dtype)
+            grad_z = _linear(delta[..., :rows, :], weights[0].mT).to(ctx.z_dtype)
             grad_z *= (grad_tc / rows)[..., None, None]
         return grad_z, None, None, None, *reversed(grads)
 

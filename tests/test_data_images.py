@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -556,6 +557,7 @@ def test_a_damaged_cache_file_is_converted_again(pictures, cache, capsys):
 
 
 def load_beside(folder: Path, barrier) -> None:
+    torch.set_num_threads(1)  # a forked child has none of its parent's OpenMP threads
     barrier.wait(timeout=60)
     assert np.array_equal(pixels_of(load(folder)), expected(folder))
 
