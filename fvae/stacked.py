@@ -1,8 +1,9 @@
 """Training M models of equal shape in one step on one device.
 
 Each model has its own seed, weight of the objective and warm-up, draws what it would draw alone
-and takes the step that it would take alone, to rounding: see :mod:`fvae.stacked_nets` for the
-networks. Over many steps training amplifies rounding, here as between any two machines.
+and takes the step that it would take alone, to rounding, which training amplifies over many steps,
+here as between any two machines. On a CPU in fp32 all sums are those of a model alone, and only
+Adam may round an element in another way. See :mod:`fvae.stacked_nets` for the networks.
 """
 
 import contextlib

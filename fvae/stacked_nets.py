@@ -108,7 +108,7 @@ class StackedVAE(nn.Module):
     def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
         if self.group > 1:
             return torch.baddbmm(layer.bias.unsqueeze(-2), x, layer.weight.mT)
-        # Model by model, as its convolutions: the same sums, bit for bit, as in a model alone.
+        # Model by model, as its convolutions: the sums of a model alone, bit for bit.
         return torch.stack(
             [F.linear(*one) for one in zip(x, layer.weight, layer.bias, strict=True)]
         )

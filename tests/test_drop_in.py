@@ -17,7 +17,7 @@ from torch import nn
 from fvae import drop_in, evaluate, metrics, ops
 from fvae.data import Store
 from fvae.errors import UserError
-from fvae.nets import Discriminator
+from fvae.nets import VAE, Discriminator
 from fvae.two_players import two_players
 
 README = Path(__file__).parents[1] / "README.md"
@@ -182,7 +182,7 @@ def test_every_metric(metric):
 
 
 class _Linear(nn.Module):
-    latent_dim = 4
+    latent_dim, information = 4, VAE.information
 
     def __init__(self):
         super().__init__()
