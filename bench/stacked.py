@@ -9,6 +9,7 @@ with one thread each. Medians of interleaved rounds; each way runs in processes 
 import json
 import multiprocessing
 import os
+import platform
 import statistics
 import sys
 import time
@@ -19,7 +20,7 @@ import torch
 
 from fvae import data
 from fvae.config import TrainConfig
-from fvae.device import has_fast_bf16, keep_freed_memory
+from fvae.device import cpu_features, has_fast_bf16, keep_freed_memory
 from fvae.stacked import StackedTrainer
 from fvae.train import Trainer
 
@@ -103,7 +104,8 @@ def main() -> None:
     precisions = ["fp32"]
     if has_fast_bf16(torch.device("cpu")):
         precisions.append("bf16")
-    result = {}
+    cpu = cpu_features().get("cpu_name", platform.machine())
+    result = {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "torch": torch.__version__}
     for name, size in SIZES.items():
         check(store, size)
         for precision in precisions:
