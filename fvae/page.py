@@ -48,6 +48,7 @@ _PAGE = """<!doctype html>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
   color: #222; }}
 h1 {{ margin-bottom: 0; }} h2 {{ margin-top: 2.2rem; border-bottom: 1px solid #ddd; }}
+section {{ overflow-x: auto; }}
 img {{ max-width: 100%; }} table {{ border-collapse: collapse; }}
 th, td {{ text-align: left; padding: .2rem .8rem .2rem 0; font-variant-numeric: tabular-nums; }}
 p, .subtitle {{ color: #555; }}

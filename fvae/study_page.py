@@ -244,7 +244,7 @@ def _setting_table(groups: dict[str, Rows], protocol: str | None) -> str:
     for setting, rows in groups.items():
         cells = [html.escape(setting).replace("-", "&#8209;"), str(len(rows))]
         for name in names:
-            both, digits = _mean_std(rows, name), 3 if name in _SCORES else 2
+            both, digits = _mean_std(rows, name), 3 if name in (*_SCORES, "tc") else 2
             spread = f"&nbsp;&plusmn;&nbsp;{both[1]:.{digits}f}" if both and len(rows) > 1 else ""
             cells.append(f"{both[0]:.{digits}f}{spread}" if both else "&ndash;")
         lines.append(cells)
