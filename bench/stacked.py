@@ -73,6 +73,7 @@ def measure(size: dict, precision: str, rounds: int = ROUNDS) -> dict[str, float
         "stacked_4": (1, 4, cores),
         "stacked_8": (1, 8, cores),
         "process_a_core": (cores, 1, 1),
+        "stacked_4_a_core": (cores, 4, 1),
     }
     context = multiprocessing.get_context("spawn")
     config = TrainConfig(device="cpu", precision=precision, **size)

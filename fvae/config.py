@@ -115,6 +115,11 @@ class TrainConfig:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
+    def from_fields(cls, fields: dict) -> "TrainConfig":
+        """Return the settings of a dictionary that went through JSON, which has no tuples."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+    @classmethod
     def from_file(cls, path: Path) -> "TrainConfig":
         """Read the settings back from a ``config.json``.
 
@@ -122,10 +127,7 @@ class TrainConfig:
             UserError: the file is missing, is not JSON, or holds a setting that does not exist.
         """
         try:
-            fields = json.loads(path.read_text())
-            fields["conv_channels"] = tuple(fields["conv_channels"])
-            fields["categorical_sizes"] = tuple(fields.get("categorical_sizes", ()))
-            return cls(**fields)
+            return cls.from_fields(json.loads(path.read_text()))
         except FileNotFoundError:
             raise UserError(
                 f"{path}: no such file; {path.parent} is not a run folder made by `fvae train`"
@@ -160,9 +162,10 @@ class StudyConfig(TrainConfig):
     """Runs of each setting, with the seeds 0, 1, ..."""
     protocol: str = "kim2018"
     """Protocol of the scores, as of `fvae eval`."""
-    strategy: Literal["auto", "one-by-one", "processes", "stacked"] = "auto"
-    """How runs share a device: one after another, one process a core (CPU), or several stacked in
-    one step; auto measures and takes the fastest."""
+    strategy: Literal["auto", "one-by-one", "processes", "stacked", "stacked-processes"] = "auto"
+    """How runs share a device: one after another, one process a core (CPU), several stacked in one
+    step, or several stacked in each of one process a core (CPU); auto measures and takes the
+    fastest."""
     devices: int = 1
     """Processes to spread the runs over: each has a GPU, or an equal share of the cores."""
     launcher: Literal["local", "ray"] = "local"

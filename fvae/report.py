@@ -156,18 +156,18 @@ def _reconstruction_figure(model: VAE | InfoGAN, store: Store, seed: int) -> plt
 def _curves_figure(log: list[dict]) -> plt.Figure:
     panels = [(name, title) for name, title in _CURVES.items() if name in log[-1]]
     steps = [line["step"] for line in log]
+    marker = "o" if len(log) == 1 else None  # a line of one point shows nothing
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.6))
     for axis, (name, title) in zip(axes, panels, strict=True):
-        axis.plot(steps, [line[name] for line in log], color="#2a6fbb", linewidth=1.2)
+        values = [line[name] for line in log]
+        axis.plot(steps, values, color="#2a6fbb", linewidth=1.2, marker=marker, markersize=4)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        if name == "recon":
-            recon = [line["recon"] for line in log]
-            if max(recon) > 4 * min(recon) > 0:
-                axis.set_yscale("log")
+        if name == "recon" and max(values) > 4 * min(values) > 0:
+            axis.set_yscale("log")
         if name in ("tc", "mi"):
             axis.axhline(0, color="gray", linewidth=0.8)
     figure.tight_layout()

@@ -28,7 +28,7 @@ class Plan:
     """What to start.
 
     Attributes:
-        strategy: "one-by-one", "processes" or "stacked".
+        strategy: "one-by-one", "processes", "stacked" or "stacked-processes".
         processes: how many; 1 is this process.
         threads: of each process.
         groups: names of runs; those of one group are trained stacked.
@@ -74,24 +74,29 @@ def make_plan(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cuda = config.device == "cuda"
     alone = [[name] for name in todo]
-    stacks = _stacks(runs, todo)
+    stacks = _stacks(runs, todo, STACK)
+    # The same for a process on each core: small enough that each has one.
+    shares = _stacks(runs, todo, min(STACK, -(-len(todo) // cores)))
     spread = config.devices > 1 or config.launcher == "ray"
 
     def plan(strategy: str, reason: str, measured: dict | None = None) -> Plan:
-        groups = stacks if strategy == "stacked" else alone
+        groups = {"stacked": stacks, "stacked-processes": shares}.get(strategy, alone)
         processes, threads = config.devices, max(1, cores // config.devices)
-        if strategy == "processes" and not spread:
-            processes, threads = max(1, min(cores, len(todo))), 1
+        if "processes" in strategy and not spread:
+            processes, threads = max(1, min(cores, len(groups))), 1
         elif not spread:
             threads = torch.get_num_threads()
         return Plan(strategy, processes, threads, groups, measured or {}, reason)
 
-    if config.strategy == "processes" and cuda and not spread:
-        raise UserError("--strategy processes: is for CPUs; on a GPU use stacked, or --devices")
+    if "processes" in config.strategy and cuda and not spread:
+        raise UserError(
+            f"--strategy {config.strategy}: is for CPUs; on a GPU use stacked, or --devices"
+        )
     if config.strategy != "auto":
         return plan(config.strategy, "asked for.")
     others = [] if cuda or spread or cores < 2 or len(todo) < 2 else ["processes"]
     others += ["stacked"] if len(stacks) < len(alone) and (cuda or not spread) else []
+    others += ["stacked-processes"] if "processes" in others and len(shares) < len(alone) else []
     if not others:
         return plan("one-by-one", "there is no other way to share the device.")
 
@@ -118,20 +123,16 @@ def make_plan(
     seconds = min(10.0, 0.01 * expected / len(examples))
     measured["one-by-one"] = measure(seconds)
     walls = {"one-by-one": wall(alone, measured["one-by-one"])}
-    if "processes" in others and not stop.number:
-        spread_out = plan("processes", "")
-        measured["processes"] = _measure_processes(
-            examples, config.data, spread_out, seconds, log, stop
-        )
-        if measured["processes"]:
-            walls["processes"] = wall(alone, measured["processes"], spread_out.processes)
-    if "stacked" in others and not stop.number:
-        largest = {todo[g[0]].objective: g for g in sorted(stacks, key=len)}
-        measured["stacked"] = {
-            objective: step_seconds([todo[n] for n in group], store, seconds, stop) / len(group)
-            for objective, group in largest.items()
-        }
-        walls["stacked"] = wall(stacks, measured["stacked"])
+    for strategy in [name for name in others if not stop.number]:
+        ours = plan(strategy, "")
+        group = {todo[g[0]].objective: [todo[n] for n in g] for g in sorted(ours.groups, key=len)}
+        if "processes" in strategy:
+            times = _measure_processes(group, config.data, ours, seconds, log, stop)
+        else:
+            times = {o: step_seconds(g, store, seconds, stop) / len(g) for o, g in group.items()}
+        if times:
+            measured[strategy] = times
+            walls[strategy] = wall(ours.groups, times, ours.processes)
     best = min(walls, key=walls.get)
     if walls[best] > _GAIN * walls["one-by-one"]:
         best = "one-by-one"
@@ -139,15 +140,15 @@ def make_plan(
     return plan(best, f"training that is left, as foreseen from the pilot: {hours}.", measured)
 
 
-def _stacks(runs: Path, todo: dict[str, TrainConfig]) -> list[list[str]]:
-    """Group runs of equal shape that stand at the same step."""
+def _stacks(runs: Path, todo: dict[str, TrainConfig], most: int) -> list[list[str]]:
+    """Group runs of equal shape that stand at the same step, ``most`` in a group."""
     groups: list[list[str]] = []
     open_groups: dict[int, list[list[str]]] = defaultdict(list)
     for name, config in todo.items():
         same_step = open_groups[steps_done(runs / name)]
         for group in same_step:
             fits = stackable(todo[group[0]], config)
-            if len(group) < STACK and fits:
+            if len(group) < most and fits:
                 group.append(name)
                 break
         else:
@@ -157,19 +158,24 @@ def _stacks(runs: Path, todo: dict[str, TrainConfig]) -> list[list[str]]:
 
 
 def _measure_processes(
-    examples: dict[str, TrainConfig], source: str, plan: Plan, seconds: float, log: Path, stop: Stop
+    groups: dict[str, list[TrainConfig]],
+    source: str,
+    plan: Plan,
+    seconds: float,
+    log: Path,
+    stop: Stop,
 ) -> dict[str, float]:
-    """Return seconds a step of one run, by objective, when all processes work at once."""
+    """Return seconds a step of one run, by objective, when all processes have such a group."""
     times = defaultdict(list)
 
     def on_event(event: dict) -> None:
         if "pilot" in event:
             times[event["pilot"]].append(event["seconds"])
 
-    pilot = {objective: dataclasses.asdict(c) for objective, c in examples.items()}
+    pilot = {o: [dataclasses.asdict(c) for c in group] for o, group in groups.items()}
     job = {"pilot": pilot, "seconds": seconds, "data": source, "threads": plan.threads}
     torchrun(job, plan.processes, log, on_event, stop)
     # No memory for so many, no port to meet at: a strategy less.
-    if any(len(times[o]) < plan.processes or min(times[o]) <= 0 for o in examples):
+    if any(len(times[o]) < plan.processes or min(times[o]) <= 0 for o in groups):
         return {}
-    return {o: sum(t) / len(t) / plan.processes for o, t in times.items()}
+    return {o: sum(t) / len(t) / plan.processes / len(groups[o]) for o, t in times.items()}

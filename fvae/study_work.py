@@ -301,11 +301,10 @@ def _worker(job: dict) -> None:
     with Stop(forgiving=True) as stop:
         if "pilot" in job:
             torch.distributed.init_process_group("gloo")
-            for objective, fields in job["pilot"].items():
-                fields["conv_channels"] = tuple(fields["conv_channels"])
+            for objective, group in job["pilot"].items():
+                configs = [TrainConfig.from_fields(fields) for fields in group]
                 torch.distributed.barrier()
-                config = TrainConfig(**fields)
-                seconds = step_seconds([config], store, job["seconds"], stop)
+                seconds = step_seconds(configs, store, job["seconds"], stop)
                 say(pilot=objective, seconds=seconds)
             torch.distributed.destroy_process_group()
         else:

@@ -460,7 +460,10 @@ def plan_for(small, tmp_path, monkeypatch):
         monkeypatch.setattr(
             study_plan,
             "_measure_processes",
-            lambda examples, *_: dict.fromkeys(examples, times["processes"]),
+            lambda groups, *_: {
+                o: times["stacked-processes" if len(g) > 1 else "processes"]
+                for o, g in groups.items()
+            },
         )
         config = dataclasses.replace(
             small, objectives=("factor-vae",), gammas=(1, 2, 3), seeds=2, steps=steps, **settings
@@ -476,18 +479,22 @@ def plan_for(small, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("times", "strategy"),
     [
-        # processes: seconds a run's step, two at work; stacked: seconds of a step of all six.
-        ({"one-by-one": 1.0, "processes": 2.0, "stacked": 9.0}, "one-by-one"),
-        ({"one-by-one": 1.0, "processes": 0.6, "stacked": 2.0}, "stacked"),
-        ({"one-by-one": 1.0, "processes": 0.6, "stacked": 5.0}, "processes"),
-        ({"one-by-one": 1.0, "processes": 0.92, "stacked": 5.9}, "one-by-one"),
+        # Seconds a run's step, two at work in both kinds of processes; of all six where stacked.
+        ((1.0, 2.0, 9.0, 2.0), "one-by-one"),
+        ((1.0, 0.6, 2.0, 0.5), "stacked"),
+        ((1.0, 0.6, 5.0, 0.7), "processes"),
+        ((1.0, 0.6, 5.0, 0.5), "stacked-processes"),
+        ((1.0, 0.92, 5.9, 0.95), "one-by-one"),
     ],
 )
 def test_the_plan_is_the_fastest_and_within_noise_the_plain_one(times, strategy, plan_for):
+    names = ("one-by-one", "processes", "stacked", "stacked-processes")
+    times = dict(zip(names, times, strict=True))
     plan = plan_for(times)
     assert plan.strategy == strategy
     assert sorted(sum(plan.groups, [])) == sorted(sum(plan_for(times).groups, []))
     shape = {"processes": (2, 1, 6), "stacked": (1, 1, 1), "one-by-one": (1, 1, 6)}
+    shape["stacked-processes"] = (2, 1, 2)
     assert (plan.processes, plan.threads, len(plan.groups)) == shape[strategy]
     assert plan.step_seconds["stacked"]["factor-vae"] == pytest.approx(times["stacked"] / 6)
 
@@ -511,7 +518,7 @@ def test_the_pilot_measures_and_leaves_nothing(small, tmp_path, monkeypatch):
     with Stop() as stop:
         assert 0 < study_work.step_seconds(configs[:1], store, 0.05, stop) < 1
         assert 0 < study_work.step_seconds(configs, store, 0.05, stop) < 1
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("fvae-*")) == []
 
 
 @pytest.mark.slow
@@ -520,9 +527,11 @@ def test_the_pilot_of_real_processes(small, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     assert study.study(dataclasses.replace(small, steps=300), tmp_path / "a") == 0
     execution = json.loads((tmp_path / "a" / "study.json").read_text())["execution"]
-    for strategy in ("one-by-one", "processes"):
+    strategies = ("one-by-one", "processes", "stacked", "stacked-processes")
+    assert tuple(execution["step_seconds"]) == strategies
+    for strategy in strategies:
         assert all(t > 0 for t in execution["step_seconds"][strategy].values())
-    assert execution["strategy"] in ("one-by-one", "processes", "stacked")
+    assert execution["strategy"] in strategies
 
 
 @pytest.mark.slow
@@ -538,4 +547,4 @@ def test_ray_that_is_not_installed_is_one_line(small, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"--launcher ray: .*pip install 'fvae\[ray\]'"):
         study.study(dataclasses.replace(small, launcher="ray"), tmp_path / "a")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("fvae-*")) == []
