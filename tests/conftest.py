@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -18,6 +19,14 @@ TOLERANCE = {
 
 # Odd shapes: one row, one column, sizes that are no power of two.
 SHAPES = [(1, 1), (1, 10), (7, 1), (7, 10), (65, 17), (64, 10)]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals_of_a_foreground_job():
+    """A shell lets its background jobs, and all that they start, ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)
