@@ -6,10 +6,9 @@
 //   Value               one number (a device thread) or a vector of them (the host)
 //   tile                dimensions that all lanes together take at a time
 //   offset(), width     first dimension of this lane within the tile, and how many it has
-//   chunk()             samples that the scratch memory holds
-//   gather(first, n, j0)  see to it that samples first .. first + n of the tile at dimension j0 are
-//                       there; the host has fetched the first tile of many sets before
-//   load(s)             the lane's Value of fetched sample s
+//   chunk()             samples that are at hand at a time: on a GPU, in shared memory
+//   gather(first, n, j0)  put samples first .. first + n of the tile at dimension j0 at hand
+//   load(s)             the lane's Value of sample s of those at hand
 //   at(value, w)        element w of a Value, as a float
 //   least(best)         the best of all lanes
 //
@@ -19,7 +18,7 @@
 //   load(row)           the lane's Value (of doubles) of a row of the codes
 //   total(value)        the sum over all lanes that have this lane's dimensions
 //
-// Every sum runs over the samples in the same order on both machines.
+// A sum over samples runs in the same order on both machines.
 #pragma once
 
 #include <cfloat>
