@@ -2,8 +2,8 @@
 
 Each model has its own seed, weight of the objective and warm-up, draws what it would draw alone
 and takes the step that it would take alone, to rounding, which training amplifies over many steps,
-here as between any two machines. On a CPU in fp32 all sums are those of a model alone, and only
-Adam may round an element in another way. See :mod:`fvae.stacked_nets` for the networks.
+here as between any two machines. On a CPU in fp32 it is that step bit for bit. See
+:mod:`fvae.stacked_nets` for the networks.
 """
 
 import contextlib
@@ -76,6 +76,7 @@ class StackedTrainer(single.Trainer):
                 )
         self.configs, self.group = list(configs), group
         super().__init__(configs[0], store)
+        self._share_optimizer()
         self.rng = Philox([c.seed for c in configs], device=self.device)
         values = [_weight(c) for c in configs]
         self.weights = [objectives.weight_at(*v) for v in values]
@@ -99,6 +100,38 @@ class StackedTrainer(single.Trainer):
             lr = self.config.disc_learning_rate
             groups.append({"params": parameters, "lr": lr, "betas": DISC_BETAS})
         return groups
+
+    def _share_optimizer(self) -> None:
+        """Let Adam see a tensor for each model, a view of the stacked one.
+
+        It rounds the last elements of a tensor in another way than the rest, so that only then
+        each model's update is what it would be alone, bit for bit.
+        """
+        self.parts: list[tuple[Tensor, list[Tensor]]] = []
+        for group in self.optimizer.param_groups:
+            each = []
+            for parameter in group["params"]:
+                parts = [torch.nn.Parameter(part) for part in parameter.detach().unbind()]
+                state = self.optimizer.state[parameter]
+                for m, part in enumerate(parts):
+                    self.optimizer.state[part] = {
+                        # The first counts for all of them in a checkpoint.
+                        "step": state["step"] if m == 0 else state["step"].clone(),
+                        "exp_avg": state["exp_avg"][m],
+                        "exp_avg_sq": state["exp_avg_sq"][m],
+                    }
+                self.parts.append((parameter, parts))
+                each += parts
+            group["params"] = each
+
+    def _update(self) -> None:
+        for parameter, parts in self.parts:
+            for part, grad in zip(parts, parameter.grad.unbind(), strict=True):
+                part.grad = grad
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for parameter, _ in self.parts:
+            parameter.grad = None
 
     def _step(self) -> objectives.Terms:
         config, gpu = self.config, self.device.type == "cuda"
@@ -127,8 +160,7 @@ class StackedTrainer(single.Trainer):
                 terms = objectives.beta_vae(self.vae, x, *rest)
         # Each loss depends on the weights of its own model alone.
         terms["loss"].sum().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._update()
         self.rng.advance()
         return {name: term.detach() for name, term in terms.items()}
 
@@ -160,6 +192,9 @@ class StackedTrainer(single.Trainer):
             elif all(t is not None and t.shape == first.shape for t in each):
                 whole[name] = torch.stack(each)
         self.restore(whole, path)  # names what is missing
+        for parameter, parts in self.parts:
+            for part in parts[1:]:
+                self.optimizer.state[part]["step"].copy_(self.optimizer.state[parameter]["step"])
 
 
 def _weight(config: TrainConfig) -> tuple[float, int]:

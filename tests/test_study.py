@@ -429,13 +429,7 @@ def test_stacked_runs_end_as_they_do_alone(small, tmp_path):
     assert study.study(config, tmp_path / "b") == 0
     execution = json.loads((tmp_path / "b" / "study.json").read_text())["execution"]
     assert execution["strategy"] == "stacked"
-    alone, together = _checkpoints(tmp_path / "a"), _checkpoints(tmp_path / "b")
-    assert alone.keys() == together.keys()
-    for run in alone:
-        assert alone[run].keys() == together[run].keys()
-        for name, expected in alone[run].items():
-            if not name.startswith("optimizer"):
-                torch.testing.assert_close(together[run][name], expected, rtol=1e-4, atol=1e-6)
+    _assert_equal(tmp_path / "a", tmp_path / "b")
 
 
 def test_of_a_stack_only_the_diverged_run_fails(small, tmp_path):
