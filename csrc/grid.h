@@ -32,6 +32,13 @@ struct Factor {
 struct Grid {
   int factors;
   Factor factor[kMaxFactors];
+
+  // The factor of a group, numbered by factor and then by value; leaves the value in `group`.
+  FVAE_HD int factor_of(int64_t& group) const {
+    int k = 0;
+    while (group >= factor[k].size) group -= factor[k++].size;
+    return k;
+  }
 };
 
 // A kind of draw: `count` sets of L, whose fixed factor takes turns or is random.

@@ -127,8 +127,7 @@ Tensor grouped_variance(Tensor codes, std::vector<int64_t> factor_sizes) {
     for (int64_t i = 0; i < in.models * cells; ++i) {
       if (i % threads < begin || i % threads >= end) continue;
       int64_t value = i % cells;
-      int k = 0;
-      while (value >= in.grid.factor[k].size) value -= in.grid.factor[k++].size;
+      const int k = in.grid.factor_of(value);
       one_group(data, i / cells, in.grid.factor[k], uint32_t(value), out + i * in.dims);
     }
   });

@@ -6,10 +6,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "body.h"
+#include "codes.h"
 
 // One binary for every x86-64 processor: the loader picks the widest vectors that it has.
 // `flatten` puts the whole body into each clone.
@@ -21,33 +21,6 @@
 #endif
 
 namespace fvae::host {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-FVAE_HD float to_float(float x) { return x; }
-FVAE_HD float to_float(double x) { return float(x); }
-FVAE_HD float to_float(BFloat16 x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-// The arithmetic of a code: float32, or float64 where it came as that.
-FVAE_HD double wide(double x) { return x; }
-template <class T>
-FVAE_HD float wide(T x) {
-  return to_float(x);
-}
-
-// Codes of M models, [M, N, d], row-major.
-template <class T>
-struct Codes {
-  const T* data;
-  int64_t models, rows, dims;
-};
 
 constexpr int kWide = 16;
 typedef float Vector __attribute__((vector_size(4 * kWide)));
@@ -82,7 +55,7 @@ struct SampleLanes {
   FVAE_HD Vector load(int s) const {
     const int64_t at = rows[s] + j0;
     const T* code = model + at;
-    return fill<Vector>(at, size, [=](int w) FVAE_LAMBDA { return to_float(code[w]); });
+    return fill<Vector>(at, size, [=](int w) FVAE_LAMBDA { return float(wide(code[w])); });
   }
   FVAE_HD static float at(const Vector& v, int w) { return v[w]; }
   FVAE_HD static Best least(Best best) { return best; }
@@ -133,7 +106,7 @@ FVAE_HD void each_set(const Codes<T>& codes, int64_t begin, int64_t end, int64_t
     const int64_t n = std::min(at_once, end - first);
     for (int64_t i = 0; i < n; ++i) factors[i] = draw(first + i, rows.data() + i * stride);
     for (int64_t m = 0; m < codes.models; ++m) {
-      const T* model = codes.data + m * size;
+      const T* model = codes.model(m);
       prefetch(model, codes.dims, rows.data(), stride);
       for (int64_t i = 0; i < n; ++i) {
         const int64_t* mine = rows.data() + i * stride;
@@ -224,7 +197,7 @@ template <class T>
 FVAE_HD void group(const Codes<T>& codes, int64_t m, const Factor& factor, uint32_t value,
                    float* out) {
   for (int64_t j0 = 0; j0 < codes.dims; j0 += kWide) {
-    RowLanes<T> lanes{codes, codes.data + m * codes.rows * codes.dims, j0};
+    RowLanes<T> lanes{codes, codes.model(m), j0};
     group_variance(lanes, factor, value, codes.dims - j0, out + j0);
   }
 }

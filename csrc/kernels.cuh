@@ -5,6 +5,7 @@
 #pragma once
 
 #include "body.h"
+#include "codes.h"
 
 namespace fvae::device {
 
@@ -13,30 +14,6 @@ constexpr unsigned kAll = 0xffffffffu;
 
 // Dynamic shared memory, cut up by each kernel.
 extern __shared__ __align__(16) unsigned char shared_memory[];
-
-struct BFloat16 {
-  unsigned short bits;
-};
-
-FVAE_HD float wide(float x) { return x; }
-FVAE_HD double wide(double x) { return x; }
-FVAE_HD float wide(BFloat16 x) {
-  union {
-    uint32_t bits;
-    float value;
-  } both;
-  both.bits = uint32_t(x.bits) << 16;
-  return both.value;
-}
-
-// Codes of M models, [M, N, d], row-major.
-template <class T>
-struct Codes {
-  const T* data;
-  int64_t models, rows, dims;
-
-  __device__ const T* model(int64_t m) const { return data + m * rows * dims; }
-};
 
 // Seed and step as they lie on the device: a replayed graph draws what they hold by then.
 struct Key {
@@ -252,8 +229,7 @@ struct RowLanes {
 template <class T>
 __global__ void group_kernel(Codes<T> codes, Grid grid, int64_t groups, float* variance) {
   int64_t value = blockIdx.x;
-  int k = 0;
-  while (value >= grid.factor[k].size) value -= grid.factor[k++].size;
+  const int k = grid.factor_of(value);
   for (int64_t m = blockIdx.y; m < codes.models; m += gridDim.y) {
     float* out = variance + (m * groups + blockIdx.x) * codes.dims;
     for (int64_t j0 = 0; j0 < codes.dims; j0 += kWarp) {

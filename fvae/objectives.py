@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fvae import ops
+from fvae.config import TrainConfig
 from fvae.nets import VAE
 from fvae.philox import Philox
 from fvae.two_players import two_players
@@ -100,6 +101,14 @@ def factor_vae(
     tc, disc_loss, accuracy = two_players(discriminator, z, z_perm, backend)
     loss = terms["recon"] + terms["kl"] + weight * tc + disc_loss
     return {"loss": loss, **terms, "tc": tc, "disc_loss": disc_loss, "disc_accuracy": accuracy}
+
+
+def weight_of(config: TrainConfig) -> tuple[float, int]:
+    """Return the weight of the objective's varied term, and the steps of its warm-up."""
+    if config.objective == "vae":
+        return 1.0, 0
+    weights = {"factor-vae": config.gamma, "beta-vae": config.beta}
+    return weights.get(config.objective, config.mi_weight), config.warmup_steps
 
 
 def weight_at(value: float, warmup_steps: int) -> Callable[[int | Tensor], float | Tensor]:

@@ -88,12 +88,15 @@ for _name, _run in BACKENDS.get("triton", {}).items():
     _LIBRARY.impl(_name, _run, "CUDA")
 
 
-def _extension(name: str, device: str) -> Callable:
+_DEVICE_OF = {"triton": "cuda", "cuda": "cuda", "cpp": "cpu"}
+
+
+def _extension(name: str, backend: str) -> Callable:
     """Return an op of the C++/CUDA extension, which the dispatcher has under its device."""
+    device = _DEVICE_OF[backend]
 
     def run(codes: Tensor, *args):
         if codes.device.type != device:
-            backend = "cpp" if device == "cpu" else "cuda"
             raise ValueError(
                 f"{name}: backend={backend!r} needs {device} tensors, got codes on {codes.device}"
             )
@@ -109,11 +112,9 @@ except ImportError as error:
     EXTENSION_ERROR: str | None = str(error)
 else:
     EXTENSION_ERROR = None
-    BACKENDS["cpp"] = {name: _extension(name, "cpu") for name in _METRICS}
+    BACKENDS["cpp"] = {name: _extension(name, "cpp") for name in _METRICS}
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"fvae::{_METRICS[0]}", "CUDA"):
         BACKENDS["cuda"] = {name: _extension(name, "cuda") for name in _METRICS}
-
-_DEVICE_OF = {"triton": "cuda", "cuda": "cuda", "cpp": "cpu"}
 
 
 def backend_of(op: str, device_type: str) -> str:

@@ -161,6 +161,16 @@ def row_with_value(r: Tensor, value: Tensor, size: Tensor, stride: Tensor) -> Te
     return (r // stride) * (stride * size) + value * stride + r % stride
 
 
+def _fixed_factor(
+    number: Tensor, word: Tensor, factor_sizes: Sequence[int], balanced: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fixed factor of each numbered draw, its size and its stride: in turn, or by the word."""
+    count = len(factor_sizes)
+    factor = number % count if balanced else philox.bounded(word, count)
+    sizes = torch.tensor(factor_sizes, device=word.device)
+    return factor, sizes[factor], torch.tensor(strides(factor_sizes), device=word.device)[factor]
+
+
 def vote_samples(
     factor_sizes: Sequence[int],
     votes: int,
@@ -180,17 +190,12 @@ def vote_samples(
         factor int64 ``[votes]``, index int64 ``[votes, samples]``.
     """
     device = seed.device
-    sizes = torch.tensor(factor_sizes, dtype=torch.int64, device=device)
-    stride = torch.tensor(strides(factor_sizes), device=device)
     groups = 1 + (samples + 3) // 4
     index = torch.arange(votes * groups, dtype=torch.int64, device=device)
     word = philox.words_at(seed, step, Stream.VOTES.at(lane), index)
     word = word.reshape(votes, groups * 4)
-    if balanced:
-        factor = torch.arange(votes, device=device) % len(factor_sizes)
-    else:
-        factor = philox.bounded(word[:, 0], len(factor_sizes))
-    n, s = sizes[factor], stride[factor]
+    number = torch.arange(votes, device=device)
+    factor, n, s = _fixed_factor(number, word[:, 0], factor_sizes, balanced)
     value = philox.bounded(word[:, 1], n)
     n, s, value = n[:, None], s[:, None], value[:, None]
     r = philox.bounded(word[:, 4 : 4 + samples], prod(factor_sizes) // n)
@@ -246,8 +251,6 @@ def pair_chunks(
         factor int64 ``[n]``, rows int64 ``[n, L, 2]``.
     """
     device = seed.device
-    size = torch.tensor(factor_sizes, device=device)
-    stride = torch.tensor(strides(factor_sizes), device=device)
     groups = 1 + pairs
     at_once = max(1, _PAIRS_AT_ONCE // groups)
     for start in range(0, points, at_once):
@@ -255,9 +258,8 @@ def pair_chunks(
         index = (point[:, None] * groups + torch.arange(groups, device=device)).flatten()
         word = philox.words_at(seed, step, Stream.PAIRS.at(lane), index)
         word = word.view(len(point), groups, 4)
-        count = len(factor_sizes)
-        factor = point % count if balanced else philox.bounded(word[:, 0, 0], count)
-        n, s = size[factor][:, None, None], stride[factor][:, None, None]
+        factor, n, s = _fixed_factor(point, word[:, 0, 0], factor_sizes, balanced)
+        n, s = n[:, None, None], s[:, None, None]
         value = philox.bounded(word[:, 1:, :1], n)
         r = philox.bounded(word[:, 1:, 1:3], prod(factor_sizes) // n)
         yield factor, row_with_value(r, value, n, s)

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fvae import checkpoint, nets, objectives, ops
+from fvae import checkpoint, nets, objectives
 from fvae import train as single
-from fvae.config import DISC_BETAS, VAE_BETAS, TrainConfig
+from fvae.config import TrainConfig
 from fvae.data import Store
 from fvae.errors import UserError
 from fvae.philox import Philox
@@ -78,11 +78,12 @@ class StackedTrainer(single.Trainer):
         super().__init__(configs[0], store)
         self._share_optimizer()
         self.rng = Philox([c.seed for c in configs], device=self.device)
-        values = [_weight(c) for c in configs]
+        values = [objectives.weight_of(c) for c in configs]
         self.weights = [objectives.weight_at(*v) for v in values]
         value, warmup = (torch.tensor(v, device=self.device) for v in zip(*values, strict=True))
         # Without a warm-up the weight is complete at step 0.
-        self.value, self.offset, self.warmup = value, (warmup == 0).long(), warmup.clamp(min=1)
+        offset, warmup = (warmup == 0).long(), warmup.clamp(min=1)
+        self.weight_at = lambda step: value * ((step + offset) / warmup).clamp(max=1.0)
 
     def _build(self, channels: int) -> list[dict]:
         vaes, discriminators = zip(*(nets.build(c, channels) for c in self.configs), strict=True)
@@ -91,15 +92,8 @@ class StackedTrainer(single.Trainer):
         alone = self.device.type == "cpu" and self.config.precision == "fp32"
         group = self.group or (1 if alone else len(vaes))
         self.vae = StackedVAE(vaes, group).to(self.device)
-        self.discriminator = None
-        lr = self.config.learning_rate
-        groups = [{"params": list(self.vae.parameters()), "lr": lr, "betas": VAE_BETAS}]
-        if discriminators[0]:
-            self.discriminator = stack(discriminators).to(self.device)
-            parameters = list(self.discriminator.parameters())
-            lr = self.config.disc_learning_rate
-            groups.append({"params": parameters, "lr": lr, "betas": DISC_BETAS})
-        return groups
+        self.discriminator = stack(discriminators).to(self.device) if discriminators[0] else None
+        return self._groups()
 
     def _share_optimizer(self) -> None:
         """Let Adam see a tensor for each model, a view of the stacked one.
@@ -128,45 +122,12 @@ class StackedTrainer(single.Trainer):
         for parameter, parts in self.parts:
             for part, grad in zip(parts, parameter.grad.unbind(), strict=True):
                 part.grad = grad
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        super()._update()
         for parameter, _ in self.parts:
             parameter.grad = None
 
-    def _step(self) -> objectives.Terms:
-        config, gpu = self.config, self.device.type == "cuda"
-        two = config.objective == "factor-vae"
-        x, indices = ops.gather_batch(
-            self.store,
-            (1 + two) * config.batch_size,
-            self.rng,
-            config.backend,
-            dtype=torch.bfloat16 if gpu and config.precision == "bf16" else torch.float32,
-            return_indices=True,
-        )
-        target = self._packed(indices[:, : config.batch_size]) if gpu else None
-        weight = self.value * ((self.rng.step + self.offset) / self.warmup).clamp(max=1.0)
-        with torch.autocast(
-            self.device.type,
-            torch.bfloat16,
-            enabled=config.precision == "bf16",
-            cache_enabled=not gpu,
-        ):
-            rest = (weight, self.rng, config.backend, target)
-            if two:
-                both = x.split(config.batch_size, dim=1)
-                terms = objectives.factor_vae(self.vae, self.discriminator, *both, *rest)
-            else:
-                terms = objectives.beta_vae(self.vae, x, *rest)
-        # Each loss depends on the weights of its own model alone.
-        terms["loss"].sum().backward()
-        self._update()
-        self.rng.advance()
-        return {name: term.detach() for name, term in terms.items()}
-
-    def _packed(self, indices: Tensor) -> Tensor:
-        rows = self.store.rows(indices.flatten()).unflatten(0, indices.shape)
-        return rows if self.store.binary else rows.unflatten(-1, self.store.image_shape)
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return x  # the networks rearrange it
 
     def are_finite(self) -> list[bool]:
         """Return for each model whether all its weights are finite numbers."""
@@ -195,12 +156,6 @@ class StackedTrainer(single.Trainer):
         for parameter, parts in self.parts:
             for part in parts[1:]:
                 self.optimizer.state[part]["step"].copy_(self.optimizer.state[parameter]["step"])
-
-
-def _weight(config: TrainConfig) -> tuple[float, int]:
-    if config.objective == "vae":
-        return 1.0, 0
-    return config.gamma if config.objective == "factor-vae" else config.beta, config.warmup_steps
 
 
 class _Means:

@@ -60,11 +60,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=self.device.type == "cuda")
         self.graph: torch.cuda.CUDAGraph | None = None
         self.warm_up_steps = 0
-        value = config.gamma if config.objective == "factor-vae" else config.beta
-        if config.objective == "vae":
-            value = 1.0
-        warmup = 0 if config.objective == "vae" else config.warmup_steps
-        self.weight_at = objectives.weight_at(value, warmup)
+        self.weight_at = objectives.weight_at(*objectives.weight_of(config))
         # Created before the first step, so that a checkpoint always has the same tensors.
         for parameter in self._parameters().values():
             self.optimizer.state[parameter] = {
@@ -79,18 +75,17 @@ class Trainer:
         vae, discriminator = nets.build(config, channels)
         self.vae = vae.to(self.device, memory_format=torch.channels_last)
         self.discriminator = discriminator.to(self.device) if discriminator else None
-        groups = [
-            {"params": list(vae.parameters()), "lr": config.learning_rate, "betas": VAE_BETAS}
+        return self._groups()
+
+    def _groups(self) -> list[dict]:
+        config = self.config
+        players = [(self.vae, config.learning_rate, VAE_BETAS)]
+        if self.discriminator:
+            players.append((self.discriminator, config.disc_learning_rate, DISC_BETAS))
+        return [
+            {"params": list(network.parameters()), "lr": rate, "betas": betas}
+            for network, rate, betas in players
         ]
-        if discriminator:
-            groups.append(
-                {
-                    "params": list(discriminator.parameters()),
-                    "lr": config.disc_learning_rate,
-                    "betas": DISC_BETAS,
-                }
-            )
-        return groups
 
     def _modules(self) -> dict[str, torch.nn.Module]:
         """Networks by the first part of their tensors' names in a checkpoint."""
@@ -156,10 +151,10 @@ class Trainer:
             dtype=torch.bfloat16 if low else torch.float32,
             return_indices=True,
         )
-        x = self.world.rows(x, 1 + two).contiguous(memory_format=torch.channels_last)
+        x = self.world.rows(x, 1 + two)
         # A GPU reads the target's packed rows again rather than float images; on a CPU the images
         # are at hand.
-        first = indices[: config.batch_size]
+        first = indices[..., : config.batch_size]
         target = self._packed(self.world.rows(first, 1)) if gpu else None
         weight = self.weight_at(self.rng.step)
         with torch.autocast(
@@ -169,25 +164,34 @@ class Trainer:
             cache_enabled=not gpu,  # a cached cast would outlive the capture it was made in
         ):
             terms = self._terms_of(x, weight, target)
-        terms["loss"].backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        # The one loss, or those of several models: each depends on its own model's weights alone.
+        terms["loss"].sum().backward()
+        self._update()
         self.rng.advance()
         return {name: term.detach() for name, term in terms.items()}
+
+    def _update(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     @functools.cached_property
     def _terms_of(self) -> Callable[..., objectives.Terms]:
         return self.world.parallel(self._terms, self.vae, self.discriminator)
 
     def _terms(self, x: Tensor, weight: Tensor | float, target: Tensor | None) -> objectives.Terms:
+        x = self._laid_out(x)
         rest = (weight, self.rng, self.config.backend, target, self.world)
         if self.config.objective == "factor-vae":
-            return objectives.factor_vae(self.vae, self.discriminator, *x.chunk(2), *rest)
+            both = x.chunk(2, dim=-4)
+            return objectives.factor_vae(self.vae, self.discriminator, *both, *rest)
         return objectives.beta_vae(self.vae, x, *rest)
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
 
     def _packed(self, indices: Tensor) -> Tensor:
         rows = self.store.rows(indices)
-        return rows if self.store.binary else rows.view(-1, *self.store.image_shape)
+        return rows if self.store.binary else rows.unflatten(-1, self.store.image_shape)
 
     def is_finite(self) -> bool:
         """Return whether every weight is a finite number."""

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from fvae import infogan, objectives, ops, philox
-from fvae.config import GAN_BETAS, TrainConfig
-from fvae.data import Store
+from fvae.config import GAN_BETAS
 from fvae.infogan import Codes
 from fvae.philox import Stream
 from fvae.train import Trainer
@@ -25,10 +24,6 @@ class InfoGANTrainer(Trainer):
     Raises:
         UserError: the images are not 64 x 64 with 1 or 3 channels.
     """
-
-    def __init__(self, config: TrainConfig, store: Store) -> None:
-        super().__init__(config, store)
-        self.weight_at = objectives.weight_at(config.mi_weight, config.warmup_steps)
 
     def _build(self, channels: int) -> list[dict]:
         config = self.config
@@ -71,7 +66,7 @@ class InfoGANTrainer(Trainer):
             critic = self._critic_step(real, its_codes, mixture, weight)
         with self._autocast():
             generator = infogan.generator_terms(self.model, codes, self.wasserstein)
-        self._update(generator["generator_loss"] - weight * generator["mi"], player=1)
+        self._update_player(generator["generator_loss"] - weight * generator["mi"], player=1)
         self.rng.advance()
         return {name: term.detach() for name, term in (critic | generator).items()}
 
@@ -91,14 +86,13 @@ class InfoGANTrainer(Trainer):
                 self.model, x, fake, codes, mixture, self.config.gradient_penalty
             )
         loss = terms["critic_loss" if self.wasserstein else "disc_loss"]
-        self._update(loss - weight * terms["mi"], player=0)
+        self._update_player(loss - weight * terms["mi"], player=0)
         return terms
 
-    def _update(self, loss: Tensor, player: int) -> None:
+    def _update_player(self, loss: Tensor, player: int) -> None:
         """Step one player alone: the other's weights have no gradient, and Adam skips them."""
         loss.backward(inputs=self.players[player])
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._update()
 
     def _autocast(self) -> torch.autocast:
         # A weight's cast made where gradients are off would be reused, without a gradient, by what

@@ -29,7 +29,7 @@ struct Case {
     return g;
   }
   template <class T>
-  device::Codes<T> as() const {
+  Codes<T> as() const {
     return {static_cast<const T*>(codes), models, rows, dims};
   }
   Draws draws() const { return {{}, count, samples, balanced != 0}; }
@@ -43,7 +43,7 @@ bool with_kind(const Case& c, Call call) {
     case 0: call.template operator()<float, 4>(); return true;
     case 1: call.template operator()<float, 8>(); return true;
     case 2: call.template operator()<float, 16>(); return true;
-    case 3: call.template operator()<device::BFloat16, 2>(); return true;
+    case 3: call.template operator()<BFloat16, 2>(); return true;
     case 4: call.template operator()<double, 8>(); return true;
     default: return false;
   }
