@@ -147,7 +147,7 @@ def test_codes_come_from_their_priors():
 @pytest.mark.parametrize("objective", GANS)
 def test_each_player_is_updated_alone(objective, store, monkeypatch):
     trainer = train.make_trainer(dataclasses.replace(SMALL, objective=objective), store)
-    update, seen = trainer._update, []
+    update, seen = trainer._update_player, []
     players = (trainer.model.critic, trainer.model.generator)
     names = [[name for name, _ in player.named_parameters()] for player in players]
 
@@ -166,7 +166,7 @@ def test_each_player_is_updated_alone(objective, store, monkeypatch):
             assert name == "score.bias" or not torch.equal(old, new), name
         seen.append(player)
 
-    monkeypatch.setattr(trainer, "_update", watch)
+    monkeypatch.setattr(trainer, "_update_player", watch)
     trainer.step()
     assert seen == ([0, 1] if objective == "infogan" else [0, 0, 1])
 
