@@ -73,13 +73,14 @@ class TrainConfig:
     """Seed of the initial weights and of every random number of the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a CUDA device if there is one."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the networks; auto takes bf16 where the processor computes it in hardware."""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """Arithmetic of the networks: IEEE float32 in every layer (fp32), TensorFloat-32 in every layer
+    (tf32, on CUDA devices from Ampere on), or bfloat16 products with float32 weights and losses
+    (bf16); auto takes bf16 where the processor computes it in hardware."""
     backend: str | None = None
     """Force one backend of the ops; None picks by device."""
     graph: bool = True
-    """On a GPU, capture the whole step as a CUDA graph and replay it (not of infogan and
-    infowgan-gp)."""
+    """On a GPU, capture the whole step as a CUDA graph and replay it."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     log_every: int = 50
@@ -203,7 +204,7 @@ _POSITIVE = (
 _CHOICES = {
     "objective": get_args(Objective),
     "device": ("auto", "cpu", "cuda"),
-    "precision": ("auto", "fp32", "bf16"),
+    "precision": ("auto", "fp32", "tf32", "bf16"),
 }
 
 VAE_BETAS = (0.9, 0.999)

@@ -1,7 +1,8 @@
 """What the machine offers: device, precision, and the C allocator's manners."""
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -43,10 +44,75 @@ def cpu_features() -> Mapping[str, object]:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """Return "fp32" or "bf16"; "auto" is bf16 where the device has it in hardware."""
-    if name != "auto":
-        return name
-    return "bf16" if has_fast_bf16(device) else "fp32"
+    """Return "fp32", "tf32" or "bf16"; "auto" is bf16 where the device has it in hardware.
+
+    Raises:
+        UserError: "tf32" is asked for where the device has none.
+    """
+    if name == "auto":
+        return "bf16" if has_fast_bf16(device) else "fp32"
+    if name == "tf32" and not (device.type == "cuda" and has_fast_bf16(device)):
+        raise UserError(
+            "--precision tf32: needs a CUDA device from Ampere on; use --precision fp32 or bf16"
+        )
+    return name
+
+
+@contextmanager
+def arithmetic(device: torch.device, precision: str = "fp32") -> Iterator[None]:
+    """Within it, CUDA convolutions and matrix products of float32 tensors are what precision says.
+
+    PyTorch's default is TF32 in convolutions and IEEE float32 in matrix products; here both are
+    TF32 for "tf32", and both IEEE float32 otherwise. cuDNN picks deterministic algorithms, without
+    trying them out, so that a run can be repeated bit for bit. The settings are the process's;
+    what they were before comes back at the end. Does nothing where the device is a CPU.
+
+    Args:
+        device: where the work is done.
+        precision: "fp32", "tf32" or "bf16".
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, tf32 = torch.backends.cudnn, precision == "tf32"
+    before = cudnn.deterministic, cudnn.benchmark, cudnn.conv.fp32_precision
+    cudnn.deterministic, cudnn.benchmark = True, False
+    cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
+    restore_products = _set_products(tf32)
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark, cudnn.conv.fp32_precision = before
+        restore_products()
+
+
+def _set_products(tf32: bool) -> Callable[[], None]:
+    """Set the precision of float32 matrix products; return what puts it back.
+
+    PyTorch keeps it twice, for ``torch.set_float32_matmul_precision`` and as ``fp32_precision``,
+    and refuses to multiply where the two differ: so both are set by the former, and put back one
+    by one.
+    """
+    try:
+        if torch.backends.cuda.matmul.allow_tf32 == tf32:
+            return lambda: None
+    except RuntimeError:  # the two differ
+        pass
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    each = [backend.fp32_precision for backend in backends]
+    try:
+        legacy = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by fp32_precision alone
+        legacy = "highest"
+
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+    def restore() -> None:
+        torch.set_float32_matmul_precision(legacy)
+        for backend, value in zip(backends, each, strict=True):
+            backend.fp32_precision = value
+
+    return restore
 
 
 def keep_freed_memory() -> None:

@@ -51,16 +51,18 @@ class World:
 
     # --- the step ---------------------------------------------------------------------------
 
-    def parallel(self, terms_of: Callable, *players: nn.Module | None) -> Callable:
-        """Return ``terms_of``, such that one backward pass averages all players' gradients.
+    def parallel(self, *players: nn.Module | None) -> Callable:
+        """Return ``run(terms_of, *args)``: ``terms_of(*args)``, whose backward averages gradients.
+
+        It keeps the players, not the function, so that nobody who holds both is held by them.
 
         Args:
-            terms_of: computes the loss terms; every parameter of the players takes part in each.
-            players: the modules that it trains; they get process 0's weights.
+            players: the modules that terms_of trains, each parameter in each call; they get
+                process 0's weights.
         """
         if self.size == 1:
-            return terms_of
-        return DistributedDataParallel(_Players(terms_of, *players), gradient_as_bucket_view=True)
+            return _call
+        return DistributedDataParallel(_Players(*players), gradient_as_bucket_view=True)
 
     def rows(self, x: Tensor, batches: int) -> Tensor:
         """Return this process's rows of each of several global batches.
@@ -175,13 +177,16 @@ class World:
 class _Players(nn.Module):
     """All players under one ``forward``, which is what DistributedDataParallel wraps."""
 
-    def __init__(self, terms_of: Callable, *players: nn.Module | None) -> None:
+    def __init__(self, *players: nn.Module | None) -> None:
         super().__init__()
-        self.terms_of = terms_of
         self.players = nn.ModuleList(p for p in players if p is not None)
 
-    def forward(self, *args):
-        return self.terms_of(*args)
+    def forward(self, terms_of: Callable, *args):
+        return _call(terms_of, *args)
+
+
+def _call(terms_of: Callable, *args):
+    return terms_of(*args)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fvae import philox
 from fvae.config import TrainConfig
-from fvae.nets import LEAKY_SLOPE, ConvTranspose2d
+from fvae.nets import LEAKY_SLOPE, ConvTranspose2d, initialised
 from fvae.philox import Philox, Stream
 
 Terms = dict[str, Tensor]
@@ -220,8 +220,7 @@ class InfoGAN(nn.Module):
 
 def build(config: TrainConfig, image_channels: int) -> InfoGAN:
     """Make the networks of a configuration; the weights depend on its seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with initialised(config.seed):
         return InfoGAN(
             image_channels,
             config.latent_dim,

@@ -1,6 +1,7 @@
 """Encoder, decoder and discriminator of Kim & Mnih 2018, for 64 x 64 images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -138,10 +139,21 @@ class Discriminator(nn.Module):
         return self.layers[-1](z)
 
 
+@contextmanager
+def initialised(seed: int) -> Iterator[None]:
+    """Within it, new modules' weights are on the CPU and depend on the seed alone.
+
+    The caller's random numbers go on as if nothing had been drawn, on every device:
+    ``torch.manual_seed`` would seed the GPUs' generators, too.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 def build(config, image_channels: int) -> tuple[VAE, Discriminator | None]:
     """Make the networks of a configuration; the weights depend on its seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with initialised(config.seed):
         vae = VAE(image_channels, config.latent_dim, config.conv_channels, config.hidden_units)
         if config.objective != "factor-vae":
             return vae, None

@@ -115,8 +115,8 @@ def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
     """
     tail = (1,) * (counter.dim() - 1)
     device = counter.device
-    multipliers = torch.tensor(_MULTIPLIERS, dtype=torch.int64, device=device).view(2, *tail)
-    weyl = torch.tensor(_WEYL, dtype=torch.int64, device=device).view(2, *tail)
+    multipliers = _on_device(_MULTIPLIERS, device).view(2, *tail)
+    weyl = _on_device(_WEYL, device).view(2, *tail)
     turns = torch.arange(_ROUNDS, device=device).view(_ROUNDS, 1, *tail)
     # Even words swapped, odd words as they are: a round is then one product, whose high halves are
     # the next even words and whose low halves are the next odd ones. The int64 product wraps
@@ -130,6 +130,12 @@ def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
         even = (high ^ odd ^ round_key).flip(0)
         odd = product.bitwise_and_(_MASK)
     return torch.stack((even.flip(0), odd), dim=1).flatten(0, 1)
+
+
+def _on_device(pair: tuple[int, int], device: torch.device) -> Tensor:
+    """Two constants, made where they are needed: a CUDA graph cannot hold a copy from the host."""
+    first, second = pair
+    return torch.arange(2, dtype=torch.int64, device=device) * (second - first) + first
 
 
 def words(seed: Tensor, step: Tensor, stream: int, count: int) -> Tensor:

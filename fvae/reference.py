@@ -113,8 +113,12 @@ def logit_ratio(
 
 def unpack(rows: Tensor, image_shape: Sequence[int], packed: bool, dtype: torch.dtype) -> Tensor:
     """Rows of a store, uint8 ``[n, bytes]``, as images in 0..1, ``[n, C, H, W]``."""
-    if packed:
-        pixels = F.embedding(rows.int(), _BITS.to(rows.device, dtype))
+    if packed and rows.device.type == "cpu":
+        pixels = F.embedding(rows.int(), _BITS.to(dtype))
+    elif packed:
+        # No table: a CUDA graph cannot hold its copy from the host.
+        bit = torch.arange(8, dtype=torch.uint8, device=rows.device)
+        pixels = ((rows[..., None] >> bit) & 1).to(dtype)
     else:
         pixels = rows.to(dtype) * (1 / 255)
     return pixels.reshape(-1, *image_shape)

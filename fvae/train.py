@@ -15,10 +15,11 @@ from torch import Tensor
 from fvae import checkpoint, nets, objectives, ops
 from fvae.config import DISC_BETAS, GAN_BETAS, VAE_BETAS, TrainConfig
 from fvae.data import BUILT_IN, Store
-from fvae.device import resolve_device, resolve_precision
+from fvae.device import arithmetic, resolve_device, resolve_precision
 from fvae.distributed import World
 from fvae.errors import UserError
 from fvae.files import write_atomically
+from fvae.graph import StepGraph
 from fvae.philox import Philox
 
 CONFIG_NAME = "config.json"
@@ -26,9 +27,6 @@ LOG_NAME = "log.jsonl"
 
 #: Terms that the progress line and the report's summary show, where a run has them.
 HEADLINES = ("recon", "kl", "tc", "disc_accuracy", "wasserstein", "gradient_penalty", "mi")
-
-# Eager steps before a CUDA graph is captured; they are steps of the run like any other.
-_GRAPH_WARM_UP = 3
 
 
 class Trainer:
@@ -58,8 +56,8 @@ class Trainer:
         self.step_count = 0
         groups = self._build(channels)
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=self.device.type == "cuda")
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.warm_up_steps = 0
+        gpu = self.device.type == "cuda"
+        self.graph = StepGraph() if gpu and config.graph and self.world.size == 1 else None
         self.weight_at = objectives.weight_at(*objectives.weight_of(config))
         # Created before the first step, so that a checkpoint always has the same tensors.
         for parameter in self._parameters().values():
@@ -109,35 +107,14 @@ class Trainer:
             the loss terms of :mod:`fvae.objectives`, detached, on the device; the next step
             overwrites them where a graph is replayed.
         """
-        if self.graph:
-            self.graph.replay()
-        elif self.device.type == "cuda" and self.config.graph and self.world.size == 1:
-            if self.warm_up_steps < _GRAPH_WARM_UP:
-                self.warm_up_steps += 1
-                self.terms = self._warm_up_step()
-            else:
-                self._capture()
-                self.graph.replay()
+        if self.graph and self.graph.captured:
+            terms = self.graph.replay()
         else:
-            self.terms = self._step()
+            with arithmetic(self.device, self.config.precision):
+                # Handed over at each call: a graph that kept its trainer would be kept by it.
+                terms = self.graph.step(self._step) if self.graph else self._step()
         self.step_count += 1
-        return self.terms
-
-    def _warm_up_step(self) -> objectives.Terms:
-        """Step on a side stream, as capture demands of what allocates and autotunes."""
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            terms = self._step()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
         return terms
-
-    def _capture(self) -> None:
-        """Record one step; what it reads and writes then stays where it is."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.terms = self._step()
-        self.graph = graph
 
     def _step(self) -> objectives.Terms:
         config, gpu = self.config, self.device.type == "cuda"
@@ -163,7 +140,7 @@ class Trainer:
             enabled=config.precision == "bf16",
             cache_enabled=not gpu,  # a cached cast would outlive the capture it was made in
         ):
-            terms = self._terms_of(x, weight, target)
+            terms = self._run(self._terms, x, weight, target)
         # The one loss, or those of several models: each depends on its own model's weights alone.
         terms["loss"].sum().backward()
         self._update()
@@ -175,8 +152,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     @functools.cached_property
-    def _terms_of(self) -> Callable[..., objectives.Terms]:
-        return self.world.parallel(self._terms, self.vae, self.discriminator)
+    def _run(self) -> Callable[..., objectives.Terms]:
+        return self.world.parallel(self.vae, self.discriminator)
 
     def _terms(self, x: Tensor, weight: Tensor | float, target: Tensor | None) -> objectives.Terms:
         x = self._laid_out(x)

@@ -14,8 +14,7 @@ class InfoGANTrainer(Trainer):
     """Networks, optimizer and random numbers of one run; ``step()`` trains both players.
 
     One step is ``critic_steps`` steps of critic, trunk and Q head (one for InfoGAN) and one of the
-    generator, each on fresh images and codes. It runs kernel by kernel on a GPU, too: its draws
-    are made of many small operations, some of which a CUDA graph cannot hold.
+    generator, each on fresh images and codes.
 
     Args:
         config: the settings, with device and precision other than "auto".
@@ -42,7 +41,7 @@ class InfoGANTrainer(Trainer):
     def _modules(self) -> dict[str, torch.nn.Module]:
         return {"gan": self.model}
 
-    def step(self) -> objectives.Terms:
+    def _step(self) -> objectives.Terms:
         """Train both players.
 
         Returns:
@@ -50,11 +49,6 @@ class InfoGANTrainer(Trainer):
             :func:`fvae.infogan.critic_terms` but mi, of the generator's step those of
             :func:`fvae.infogan.generator_terms`.
         """
-        terms = self._step()
-        self.step_count += 1
-        return terms
-
-    def _step(self) -> objectives.Terms:
         # One draw of each kind serves the whole step: a generator step after every critic's.
         config, n, size = self.config, self.critic_steps, self.config.batch_size
         x = ops.gather_batch(self.store, n * size, self.rng, config.backend)

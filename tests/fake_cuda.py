@@ -1,0 +1,141 @@
+"""``python fake_cuda.py GUARD``: steps on fake CUDA tensors; prints what they did as JSON lines.
+
+A fake tensor has shape, dtype and device, and no numbers. GUARD is the library made of
+csrc/cuda_guard.cpp. A program of its own, because the guard stays for the life of a process.
+Forward passes and updates alone: the backward pass of a CUDA tensor needs a device, so gradients
+are zeros.
+"""
+
+import ctypes
+import dataclasses
+import itertools
+import json
+import sys
+
+import torch
+import torch.cuda.amp.common
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fvae import train
+from fvae.config import TrainConfig
+from fvae.data import LayeredStore, Store
+from fvae.stacked import StackedTrainer
+from fvae.train_infogan import InfoGANTrainer
+
+SMALL = TrainConfig(
+    device="cuda", batch_size=4, latent_dim=3, disc_units=8, conv_channels=(4, 4, 4, 4),
+    hidden_units=8, warmup_steps=5, critic_steps=2, graph=False,
+)  # fmt: skip
+OBJECTIVES = ("vae", "beta-vae", "factor-vae", "infogan", "infowgan-gp")
+
+
+class HostTraffic(TorchDispatchMode):
+    """Record operations, and those among them that a CUDA graph cannot hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.found, self.low = 0, [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        result = function(*args, **(kwargs or {}))
+        self.count += 1
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        waits = name in ("_local_scalar_dense", "lift_fresh", "nonzero", "equal", "is_nonzero")
+        if waits or any(t.device.type != "cuda" for t in tensors):
+            self.found.append(name)
+        if name in ("convolution", "addmm", "mm", "bmm", "baddbmm"):
+            self.low += all(t.dtype == torch.bfloat16 for t in tensors)
+        return result
+
+
+MODE = FakeTensorMode()
+
+
+def module_to(self, device, memory_format=torch.preserve_format):
+    """Stand in for ``Module.to``: each parameter becomes a fake one on the device."""
+    for module in self.modules():
+        for name, p in list(module._parameters.items()):
+            form = memory_format if p.dim() == 4 else torch.preserve_format
+            fake = MODE.from_tensor(p.detach())
+            with MODE:
+                module._parameters[name] = nn.Parameter(fake.to(device, memory_format=form))
+    return self
+
+
+def built_for_real(trainer_class):
+    """Let the networks be made of real tensors: fake ones cannot be initialised or copied."""
+    build = trainer_class._build
+
+    def wrapped(self, channels):
+        with unset_fake_temporarily():
+            return build(self, channels)
+
+    trainer_class._build = wrapped
+
+
+def store(kind):
+    """Return a data set of 50 images; "layers" are made on demand."""
+    if kind == "layers":
+        data = torch.zeros(20, 4096, dtype=torch.uint8)
+        return LayeredStore("layers", data, (1, 64, 64), False, ("a", "b"), (10, 10), parts=2)
+    channels, columns = (1, 512) if kind == "bits" else (3, 3 * 4096)
+    data = torch.zeros(50, columns, dtype=torch.uint8)
+    return Store(kind, data, (channels, 64, 64), kind == "bits", (), ())
+
+
+def step(models=1, kind="bits", **settings):
+    """Do a step but for its backward pass; return what it did."""
+    config = dataclasses.replace(SMALL, **settings)
+    if models == 1:
+        trainer = train.make_trainer(config, store(kind))
+    else:
+        each = [dataclasses.replace(config, seed=m) for m in range(models)]
+        trainer = StackedTrainer(each, store(kind))
+    encoded = []
+    if hasattr(trainer, "vae"):
+        encode = trainer.vae.encode
+        trainer.vae.encode = lambda x: encoded.append(tuple(x.shape)) or encode(x)
+
+    def backward(loss, inputs=None):
+        for p in inputs or trainer._parameters().values():
+            p.grad = torch.zeros_like(p)
+
+    torch.Tensor.backward = backward
+    with HostTraffic() as traffic:
+        terms = trainer.step()
+    return {
+        "models": models, "kind": kind, **settings, "operations": traffic.count,
+        "bf16_products": traffic.low, "host": traffic.found, "encoded": encoded,
+        "terms": {n: [t.device.type, str(t.dtype), list(t.shape)] for n, t in terms.items()},
+    }  # fmt: skip
+
+
+def main():
+    """Print a line for each kind of step."""
+    ctypes.CDLL(sys.argv[1])
+    nn.Module.to = module_to
+    for trainer_class in (train.Trainer, StackedTrainer, InfoGANTrainer):
+        built_for_real(trainer_class)
+    torch.cuda.amp.common.amp_definitely_not_available = lambda: False
+    torch.cuda.is_bf16_supported = lambda *args, **kwargs: True
+    precisions, backends = ("fp32", "tf32", "bf16"), (None, "reference")
+    with MODE:
+        for objective, precision, backend in itertools.product(OBJECTIVES, precisions, backends):
+            gan = objective.startswith("info")
+            settings = {"objective": objective, "precision": precision, "backend": backend}
+            settings["categorical_sizes"] = (3,) if gan else ()
+            for models in (1,) if gan else (1, 3):
+                print(json.dumps(step(models, **settings)))
+        for kind, backend in itertools.product(("bits", "bytes", "layers"), backends):
+            print(json.dumps(step(kind=kind, precision="bf16", backend=backend)))
+        with HostTraffic() as traffic:
+            torch.tensor([1.0, 2.0], device="cuda") + torch.ones(2).to("cuda")
+        print(json.dumps({"probe": traffic.found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What a GPU's step would do, without a GPU: see fake_cuda.py."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+
+pytestmark = [
+    pytest.mark.skipif(
+        torch.cuda.is_available(), reason="there is a GPU: test_graph.py tries the real thing"
+    ),
+    pytest.mark.skipif(not COMPILER, reason="no C++ compiler on PATH"),
+]
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory):
+    guard = tmp_path_factory.mktemp("guard") / "cuda_guard.so"
+    torch_folder = Path(torch.__file__).parent
+    subprocess.run(
+        [COMPILER, "-std=c++20", "-shared", "-fPIC", "-isystem", str(torch_folder / "include"),
+         str(HERE / "csrc/cuda_guard.cpp"), "-o", str(guard), "-L", str(torch_folder / "lib"),
+         "-lc10"],
+        check=True,
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(HERE / "fake_cuda.py"), str(guard)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def steps(lines):
+    return [line for line in lines if "terms" in line]
+
+
+def test_no_step_touches_the_host(steps):
+    # Five objectives, three precisions, two backends; three of the objectives stacked, too.
+    assert len(steps) == (5 + 3) * 3 * 2 + 3 * 2
+    for step in steps:
+        assert step["host"] == [], step
+        assert step["operations"] > 30, step
+
+
+def test_the_probe_sees_what_comes_from_the_host(lines):
+    assert {"_to_copy"} <= set(lines[-1]["probe"])
+
+
+def test_terms_are_float32_on_the_device(steps):
+    for step in steps:
+        for name, (device, dtype, shape) in step["terms"].items():
+            assert (device, dtype) == ("cuda", "torch.float32"), (step, name)
+            assert step["models"] == 1 or shape[0] == step["models"], (step, name)
+
+
+def test_bf16_products_where_they_are_asked_for(steps):
+    for step in steps:
+        assert (step["bf16_products"] > 5) == (step["precision"] == "bf16"), step
+
+
+def test_both_batches_pass_the_encoder_together(steps):
+    found = [s for s in steps if s.get("objective") == "factor-vae"]
+    assert found
+    for step in found:
+        models = [step["models"]] * (step["models"] > 1)
+        assert step["encoded"] == [[*models, 8, 1, 64, 64]]
