@@ -153,5 +153,3 @@ def median(times: Times | str | None) -> float | None:
 def ratio(a: float | None, b: float | None) -> float | None:
     """Return a / b to three digits, None where one of them was not measured."""
     return None if a is None or b is None else float(f"{a / b:.3g}")
-
-

@@ -233,9 +233,15 @@ def program(
     parser.add_argument("parts", nargs="*", metavar="PART", help="parts to run; all if none")
     parser.add_argument("--only", nargs="+", metavar="PART", default=[], help="the same")
     parser.add_argument("--out", type=Path, default=out, help="JSON file, or a folder for it")
-    parser.add_argument("--seconds", type=float, default=240.0, help="start nothing that ends later")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda",
-                        help="cpu tries the program at tiny sizes; its times mean nothing")  # fmt: skip
+    parser.add_argument(
+        "--seconds", type=float, default=240.0, help="begin no part that ends later"
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cuda", "cpu"),
+        default="cuda",
+        help="cpu tries the program at tiny sizes; its times mean nothing",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with what the file holds")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():

@@ -9,6 +9,11 @@ from fvae import data
 from fvae.config import TrainConfig
 from fvae.data import Store
 
+_TINY = {
+    "batch_size": 4, "disc_units": 8, "conv_channels": (4, 4, 4, 4),
+    "hidden_units": 8,
+}  # fmt: skip
+
 
 def bits(sizes: tuple[int, ...] = (4, 5, 25)) -> Store:
     """Return random images with factors of some sizes."""
@@ -61,5 +66,4 @@ class Setup:
 
     def config(self, **fields) -> TrainConfig:
         """Return a default run's settings with some fields changed."""
-        small = {"batch_size": 4, "disc_units": 8} if self.tiny else {}
-        return TrainConfig(**{"device": self.device, **small, **fields})
+        return TrainConfig(**{"device": self.device, **(_TINY if self.tiny else {}), **fields})

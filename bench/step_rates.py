@@ -7,6 +7,7 @@ step whose losses are other ones is not timed.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -17,18 +18,25 @@ from bench.record import Record
 from bench.setup import Setup
 from bench.step import twin
 from fvae import ops, reference
+from fvae.config import TrainConfig
 from fvae.train import Trainer
 
 #: (relative, absolute) distance that a loss, in nats, may have from the textbook's.
 LOSS_TOLERANCE = {"fp32": (1e-4, 1e-4), "tf32": (5e-3, 5e-3), "bf16": (2e-2, 3e-2)}
+
+# The textbook's encoder and decoder have one size, that of a default run.
+_TEXTBOOK_SIZE = {
+    "conv_channels": TrainConfig.conv_channels,
+    "hidden_units": TrainConfig.hidden_units,
+}
 COMPILE_MODES = ("default", "reduce-overhead")
 
 # Images that the textbook holds as float32 on the device.
 _IMAGES = 8192
-# Steps that ours takes beside the textbook: the third after the capture is a replay like any.
+# Steps that ours takes beside the textbook: on a GPU the first three run kernel after kernel.
 _CHECKED_STEPS = 6
 
-# How the textbook's kinds differ; "loop" is what people write.
+# How the textbook's kinds differ; the first is what people write.
 TEXTBOOKS: dict[str, dict] = {
     "textbook as written": {},
     "textbook foreach": {
@@ -77,10 +85,16 @@ def differences(
 def ours(setup: Setup, precision: str, graph: bool) -> Call:
     """Return the step of our default run, after it has walked beside the textbook.
 
+    Args:
+        setup: device, data and sizes.
+        precision: of our run and of the textbook beside it.
+        graph: replay the whole step as a CUDA graph.
+
     Raises:
         ValueError: a loss is not the textbook's.
     """
-    trainer = Trainer(setup.config(precision=precision, graph=graph), setup.on_device)
+    config = setup.config(precision=precision, graph=graph, **_TEXTBOOK_SIZE)
+    trainer = Trainer(config, setup.on_device)
     textbook = twin(trainer, bf16=precision == "bf16")
     for step in range(_CHECKED_STEPS):
         x = ops.gather_batch(setup.on_device, 2 * trainer.config.batch_size, trainer.rng)
@@ -180,7 +194,7 @@ def measure(setup: Setup, variants: list[Variant], attempt: Callable) -> list[di
     ]
 
 
-def _textbook_variants(setup: Setup, known: list[str]) -> list[Variant]:
+def _textbook_variants(setup: Setup, names: list[str]) -> list[Variant]:
     variants = []
     draws = {where: batches_of(setup, where) for where in (False, True)}
     for kind, options in TEXTBOOKS.items():
@@ -190,8 +204,8 @@ def _textbook_variants(setup: Setup, known: list[str]) -> list[Variant]:
             "random_numbers": "device" if fast else "host",
         }
         # What somebody gets who sets nothing: products in IEEE float32, convolutions in TF32.
-        for precision in [*known, *([] if fast or setup.tiny else ["default"])]:
-            make = lambda d=draws[fast], p=precision, o=options: textbook(setup, d, p, **o)
+        for precision in [*names, *([] if fast or setup.tiny else ["default"])]:
+            make = partial(textbook, setup, draws[fast], precision, **options)
             variants.append(Variant(kind, precision, make, facts))
     return variants
 
@@ -200,11 +214,11 @@ def eager_and_graph(setup: Setup, record: Record) -> list[dict]:
     """Time ours, as kernel after kernel and as one graph, and the textbooks."""
     known = precisions(setup.device)
     variants = [
-        Variant(f"ours {name}", p, lambda p=p, graph=graph: ours(setup, p, graph))
+        Variant(f"ours {name}", p, partial(ours, setup, p, graph))
         for p in known
         for name, graph in (("graph", True), ("eager", False))
     ]
-    variants += _textbook_variants(setup, known)
+    variants += _textbook_variants(setup, known if setup.tiny else ["fp32", "tf32", "bf16"])
     return measure(setup, variants, lambda name: record.attempt(f"steps/{name}"))
 
 
@@ -213,12 +227,12 @@ def compiled(setup: Setup, precision: str, record: Record) -> list[dict]:
     draw, fused = batches_of(setup, on_device=True), TEXTBOOKS["textbook fused"]
     facts = {"adam": "fused", "random_numbers": "device"}
     variants = [
-        Variant("ours graph", precision, lambda: ours(setup, precision, True)),
-        Variant("textbook fused", precision, lambda: textbook(setup, draw, precision, **fused),
+        Variant("ours graph", precision, partial(ours, setup, precision, True)),
+        Variant("textbook fused", precision, partial(textbook, setup, draw, precision, **fused),
                 facts),
     ]  # fmt: skip
     for mode in COMPILE_MODES:
-        make = lambda mode=mode: textbook(setup, draw, precision, mode, **fused)
+        make = partial(textbook, setup, draw, precision, mode, **fused)
         variants.append(Variant(f"textbook compiled {mode}", precision, make, facts))
     return measure(setup, variants, lambda name: record.attempt(f"compiled/{name}"))
 
