@@ -111,8 +111,9 @@ class Textbook:
 
     def vae_losses(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return recon, kl, tc and the codes z of a batch."""
+        # ``float`` does nothing in fp32; under autocast it keeps the losses out of bf16.
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            mu, logvar = self.encoder(x).chunk(2, dim=1)
+            mu, logvar = self.encoder(x).float().chunk(2, dim=1)
             z = mu + torch.exp(0.5 * logvar) * self.noise(mu)
             recon = F.binary_cross_entropy_with_logits(self.decoder(z), x, reduction="sum") / len(x)
             kl = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).sum() / len(x)
@@ -123,7 +124,7 @@ class Textbook:
     def disc_loss(self, z: Tensor, x_second: Tensor) -> Tensor:
         """Return the discriminator's loss: codes of one batch against the permuted of another."""
         with torch.autocast(z.device.type, torch.bfloat16, enabled=self.bf16):
-            mu, logvar = self.encoder(x_second).chunk(2, dim=1)
+            mu, logvar = self.encoder(x_second).float().chunk(2, dim=1)
             z_second = mu + torch.exp(0.5 * logvar) * self.noise(mu)
             z_perm = self.permute(z_second).detach()
             zeros = torch.zeros(len(z), dtype=torch.long, device=z.device)

@@ -40,13 +40,14 @@ def metric_checks(setup: Setup) -> dict:
         return {"refused": refused}
     grids = [(3, 4, 5), (2, 3), (7,)] + ([] if setup.tiny else [(3, 6, 10, 8)])
     widths = (1, 10) if setup.tiny else (1, 2, 4, 10, 33, 36, 40)
+    samples = (2, 7) if setup.tiny else (2, 7, 100, 301)
     generator = torch.Generator().manual_seed(0)
     checks, wrong = 0, []
     for sizes, models, width, dtype in itertools.product(grids, (1, 3), widths, _DTYPES):
         codes = torch.randn(models, prod(sizes), width, generator=generator) + 3
         active = (torch.rand(models, width, generator=generator) < 0.8).to(setup.device)
         codes = codes.to(setup.device, dtype)
-        for name, run in _metric_calls(codes, sizes, active).items():
+        for name, run in _metric_calls(codes, sizes, active, samples).items():
             checks += 1
             found = op_times.mismatch(name.split()[0], run(None), run("reference"), dtype)
             if found:
@@ -57,17 +58,19 @@ def metric_checks(setup: Setup) -> dict:
     return {"checks": checks}
 
 
-def _metric_calls(codes: Tensor, sizes: tuple[int, ...], active: Tensor) -> dict:
+def _metric_calls(
+    codes: Tensor, sizes: tuple[int, ...], active: Tensor, samples: tuple[int, ...]
+) -> dict:
     """Return calls of the metric ops by a name that begins with the op's."""
     device = codes.device
     scale = codes.float().var(1)
     rng = Philox(2**63 + 5, step=2**33 + 1, device=device).at_lane(1)
     calls = {"grouped_variance": lambda b: ops.grouped_variance(codes, sizes, backend=b)}
-    for samples in (2, 7, 100, 301):
-        calls[f"metric_votes of {samples}"] = lambda b, n=samples: ops.metric_votes(
+    for count in samples:
+        calls[f"metric_votes of {count}"] = lambda b, n=count: ops.metric_votes(
             codes, sizes, votes=203, samples=n, scale=scale, active=active, rng=rng, backend=b
         )
-        calls[f"pair_features of {samples}"] = lambda b, n=samples: ops.pair_features(
+        calls[f"pair_features of {count}"] = lambda b, n=count: ops.pair_features(
             codes, sizes, points=57, pairs=n, rng=rng, backend=b
         )
     return calls

@@ -10,7 +10,7 @@ from fvae.config import TrainConfig
 from fvae.data import Store
 
 _TINY = {
-    "batch_size": 4, "disc_units": 8, "conv_channels": (4, 4, 4, 4),
+    "batch_size": 2, "disc_units": 8, "conv_channels": (4, 4, 4, 4),
     "hidden_units": 8,
 }  # fmt: skip
 
