@@ -91,26 +91,37 @@ def same_bits(setup: Setup, kept: Record) -> list[dict]:
     latter is sameness demanded: a pair of them that differs is a failure.
     """
     rows = []
-    before = torch.backends.cudnn.deterministic
     for deterministic, precision in itertools.product((False, True), precisions(setup.device)):
-        torch.backends.cudnn.deterministic = deterministic
-        try:
-            with arithmetic(precision):
-                runs = {
-                    name: _state_after(setup, precision, name.startswith("graph"))
-                    for name in ("eager", "eager again", "graph", "graph again")
-                }
-        finally:
-            torch.backends.cudnn.deterministic = before
-        pairs = (("eager", "eager again"), ("graph", "graph again"), ("eager", "graph"))
-        for a, b in pairs:
-            row = {"deterministic": deterministic, "precision": precision, "runs": f"{a}, {b}"}
-            row |= _difference(runs[a], runs[b])
-            rows.append(row)
-            if deterministic and row["tensors"]:
-                with kept.attempt(f"same/{precision} {a}, {b}"):
-                    raise ValueError(f"{row['tensors']} tensors differ, most {row['most']}")
+        with kept.attempt(f"same/{precision}, {_algorithms(deterministic)}"):
+            rows += (found := _pairs(setup, precision, deterministic))
+            wrong = [row for row in found if deterministic and row["tensors"]]
+            if wrong:
+                raise ValueError(same_table(wrong))
     return rows
+
+
+def _algorithms(deterministic: bool) -> str:
+    return "deterministic" if deterministic else "default"
+
+
+def _pairs(setup: Setup, precision: str, deterministic: bool) -> list[dict]:
+    """Compare runs of one precision, two by two."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    try:
+        with arithmetic(precision):
+            runs = {
+                name: _state_after(setup, precision, name.startswith("graph"))
+                for name in ("eager", "eager again", "graph", "graph again")
+            }
+    finally:
+        torch.backends.cudnn.deterministic = before
+    pairs = (("eager", "eager again"), ("graph", "graph again"), ("eager", "graph"))
+    return [
+        {"deterministic": deterministic, "precision": precision, "runs": f"{a}, {b}"}
+        | _difference(runs[a], runs[b])
+        for a, b in pairs
+    ]
 
 
 def _difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict:
@@ -127,7 +138,7 @@ def _difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict:
 def same_table(rows: list[dict]) -> str:
     """Return a line for each pair of runs."""
     return "\n".join(
-        f"{row['precision']:<6}{'deterministic' if row['deterministic'] else 'default':<15}"
+        f"{row['precision']:<6}{_algorithms(row['deterministic']):<15}"
         f"{row['runs']:<22}"
         + (f"{row['tensors']} tensors differ, {row['most']} by {row['by']:.1e}"
            if row["tensors"] else "the same bits")

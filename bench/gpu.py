@@ -66,7 +66,10 @@ def show(kept: Record) -> None:
         if found.get(name):
             print(f"-- {name}\n{table(found[name])}")
     if found.get("eval"):
-        print("-- eval: {protocol}, {images} images, {seconds:.2f} s".format(**found["eval"]))
+        line = (
+            "-- eval: {protocol}, {images} images, {seconds:.1f} s, encoding {encoding_seconds:.1f}"
+        )
+        print(line.format(**found["eval"]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

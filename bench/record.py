@@ -170,12 +170,11 @@ def _clocks(device: str) -> dict[str, str]:
 
 def _smi(*fields: str) -> dict[str, str]:
     """Ask nvidia-smi for fields of the GPU in use; nothing where it does not answer."""
-    which = []
-    if torch.cuda.is_available():
-        with contextlib.suppress(Exception):
-            which = [f"--id=GPU-{torch.cuda.get_device_properties().uuid}"]
-    query = f"--query-gpu={','.join(fields)}"
-    values = _output("nvidia-smi", query, "--format=csv,noheader", *which)
+    query = ("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader")
+    values = ""
+    with contextlib.suppress(Exception):  # no GPU, or a part of one that has no such name
+        values = _output(*query, f"--id=GPU-{torch.cuda.get_device_properties().uuid}")
+    values = values or _output(*query)
     values = [value.strip() for value in values.splitlines()[0].split(",")] if values else []
     return dict(zip(fields, values, strict=True)) if len(values) == len(fields) else {}
 
