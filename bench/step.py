@@ -33,8 +33,11 @@ def trainer(store: data.Store, precision: str) -> Trainer:
     return Trainer(TrainConfig(device="cpu", precision=precision), store)
 
 
-def twin(ours: Trainer) -> Textbook:
-    """Return a textbook with our trainer's weights, noise and permutations."""
+def twin(ours: Trainer, **options) -> Textbook:
+    """Return a textbook with our trainer's weights, noise and permutations.
+
+    The options are further arguments of :class:`bench.baseline.Textbook`.
+    """
     rng, calls = ours.rng, {"noise": 0}
 
     def noise(mu: Tensor) -> Tensor:
@@ -43,7 +46,14 @@ def twin(ours: Trainer) -> Textbook:
         zero = torch.zeros_like(mu)
         return ops.reparameterize(zero, zero, rng.at_lane(lane))[0]
 
-    textbook = Textbook(noise=noise, permute=lambda z: ops.permute_dims(z, rng))
+    textbook = Textbook(
+        gamma=ours.config.gamma,
+        units=ours.config.disc_units,
+        noise=noise,
+        permute=lambda z: ops.permute_dims(z, rng),
+        device=str(ours.device),
+        **options,
+    )
     pairs = [
         (textbook.encoder, ours.vae.encoder),
         (textbook.decoder, ours.vae.decoder),

@@ -1,0 +1,202 @@
+"""Ops on a GPU: each checked against the reference, then timed beside it."""
+
+from collections.abc import Callable
+from functools import cache
+from math import prod
+
+import torch
+from torch import Tensor
+
+from bench.device_timing import eager_and_graph, median, ratio
+from bench.record import Record
+from bench.registry import Case, cases
+from bench.setup import Setup
+from fvae import Philox, ops
+
+#: (relative, absolute) tolerance of what an op rounds, by dtype.
+TOLERANCE = {torch.float32: (2e-5, 2e-5), torch.bfloat16: (2e-2, 2e-2), torch.float64: (1e-9, 1e-9)}
+
+#: Ops that choose and move values without rounding any.
+EXACT = ("permute_dims", "gather_batch")
+
+# Share of the votes that may fall otherwise: two variances a rounding apart change places.
+_VOTES_MOVED = 5e-3
+_VOTES_MOVED_BF16 = 2e-2  # the codes are coarse, so that ties are many
+
+
+def mismatch(
+    op: str, got: object, expected: object, dtype: torch.dtype | None = None
+) -> str | None:
+    """Say in what an op's results are not the reference's; None where they are.
+
+    Integers, and what is only moved, are compared exactly, rounded numbers by their dtype's
+    tolerance, votes by how many fell otherwise; ``dtype`` is that of the codes that voted.
+    """
+    share = _VOTES_MOVED_BF16 if dtype == torch.bfloat16 else _VOTES_MOVED
+    pairs = list(zip(_tensors(got), _tensors(expected), strict=True))
+    for i, (a, b) in enumerate(pairs):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"result {i} is {list(a.shape)} {a.dtype}, expected {list(b.shape)} {b.dtype}"
+        if op == "metric_votes":
+            moved, votes = int((a - b).abs().sum()) // 2, int(b.sum())
+            if int(a.sum()) != votes or moved > share * votes:
+                return f"{moved} of {votes} votes fell otherwise"
+        elif op in EXACT or not b.is_floating_point():
+            if not torch.equal(a, b):
+                return f"result {i} differs in {int((a != b).sum())} of {b.numel()} elements"
+        else:
+            relative, absolute = TOLERANCE[b.dtype]
+            if not torch.allclose(a, b, rtol=relative, atol=absolute):
+                return f"result {i} is off by {float((a - b).abs().max()):.1e}"
+    return None
+
+
+def _tensors(results: object) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else tuple(results)
+
+
+def refusal(op: str, device: str) -> str | None:
+    """Say why an op is not timed against the reference: it would be the reference itself."""
+    if ops.backend_of(op, device) != "reference":
+        return None
+    why = "" if ops.EXTENSION_ERROR is None else f" (fvae._C: {ops.EXTENSION_ERROR})"
+    return (
+        f"refused: the reference would be timed against itself; no backend of {op} is here for"
+        f" {device}{why}"
+    )
+
+
+def measure(case: Case, device: str) -> dict:
+    """Check one op at one shape, time it and its reference, return the row.
+
+    Raises:
+        ValueError: the results are not the reference's.
+    """
+    row = {
+        "op": case.op,
+        "shape": case.shape,
+        "dtype": str(getattr(case, "dtype", torch.float32)).removeprefix("torch."),
+        "bytes": case.bytes,
+        "backend": ops.backend_of(case.op, device),
+    }
+    refused = refusal(case.op, device)
+    if refused:
+        return row | {"refused": refused}
+    wrong = mismatch(case.op, case.run(None), case.run("reference"))
+    if wrong:
+        raise ValueError(f"not timed: {wrong}")
+    times = eager_and_graph(lambda: case.run(None), device)
+    return row | times | {"reference": eager_and_graph(lambda: case.run("reference"), device)}
+
+
+@cache
+def _cases(device: str) -> list[Case]:
+    if device == "cpu":
+        return cases("cpu", batches=(7,), image_batches=(2,))
+    return cases(device, batches=(64, 1024, 65536), image_batches=(64, 4096))
+
+
+def rows(op: str, setup: Setup, record: Record) -> list[dict]:
+    """Return an op's rows, one a shape; what fails is recorded by its shape."""
+    found = []
+    for case in _cases(setup.device):
+        if case.op == op:
+            with record.attempt(f"ops/{op} {case.shape}"):
+                found.append(measure(case, setup.device))
+    return found
+
+
+def table(found: list[dict], copied: float | None) -> str:
+    """Return lines of times, and of the share of a copy's bandwidth that a row's bytes reach.
+
+    Args:
+        found: rows of :func:`rows`.
+        copied: bytes a second of a copy; None leaves the share out.
+    """
+    lines = [f"{'op':<18}{'shape':<16}{'backend':<10}{'eager us':>9}{'graph us':>9}"
+             f"{'ref. eager':>11}{'ref. graph':>11}{'of copy':>9}"]  # fmt: skip
+    for row in found:
+        start = f"{row['op']:<18}{row['shape']:<16}{row['backend']:<10}"
+        if "refused" in row:
+            lines.append(start + row["refused"])
+            continue
+        eager, graph = median(row["eager"]), median(row["graph"])
+        theirs = (median(row["reference"][kind]) for kind in ("eager", "graph"))
+        share = ratio(1e6 * row["bytes"] / (graph or eager), copied)
+        numbers = "".join(
+            f"{'-' if value is None else f'{value:.1f}':>{width}}"
+            for value, width in zip((eager, graph, *theirs), (9, 9, 11, 11), strict=True)
+        )
+        lines.append(f"{start}{numbers}{'-' if share is None else f'{share:.0%}':>9}")
+    return "\n".join(lines)
+
+
+def votes(setup: Setup) -> list[dict]:
+    """Time the votes of one model and of many beside vectorised PyTorch on the same device.
+
+    Raises:
+        ValueError: the votes are not the reference's, or vectorised PyTorch finds another metric.
+    """
+    from bench import votes as on_cpu
+
+    refused = refusal("metric_votes", setup.device)
+    if refused:
+        return [{"refused": refused}]
+    device, sizes = setup.device, (3, 4, 5) if setup.tiny else on_cpu.SIZES
+    count = 50 if setup.tiny else on_cpu.VOTES
+    most = 2 if setup.tiny else on_cpu.MODELS
+    dims, rng = on_cpu.DIMS, Philox(0, device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    found = []
+    for models in (1, most):
+        codes = torch.randn(models, prod(sizes), dims, generator=generator, device=device)
+        codes[..., : len(sizes)] *= 0.05  # the first dimensions follow a factor each, under noise
+        codes[..., : len(sizes)] += torch.cartesian_prod(
+            *(torch.arange(size, device=device) / size for size in sizes)
+        )
+        scale = codes.var(1)
+        active = torch.ones(models, dims, dtype=torch.bool, device=device)
+
+        def op(backend: str | None = None, c=codes, s=scale, a=active) -> Tensor:
+            return ops.metric_votes(
+                c, sizes, votes=count, samples=on_cpu.SAMPLES, scale=s, active=a, rng=rng,
+                backend=backend,
+            )  # fmt: skip
+
+        wrong = mismatch("metric_votes", op(), op("reference"))
+        if wrong:
+            raise ValueError(f"not timed: {models} models: {wrong}")
+        row = {"models": models, "votes": count, "samples": on_cpu.SAMPLES}
+        row |= {"backend": ops.backend_of("metric_votes", device)} | eager_and_graph(op, device)
+        if models == 1 and sizes == on_cpu.SIZES:
+            row["vectorised"] = _vectorised(on_cpu.vectorised, op(), codes[0], scale[0], generator)
+        found.append(row)
+    return found
+
+
+def _vectorised(
+    run: Callable, votes: Tensor, codes: Tensor, scale: Tensor, generator: torch.Generator
+) -> dict:
+    """Time vectorised PyTorch, after its votes fell on dimensions and factors as ours do."""
+    with torch.device(codes.device):  # what it makes, it makes there
+        theirs = run(codes, scale, generator)
+        # Other random numbers: counts differ by chance alone, here by six deviations at most.
+        difference, total = (votes[0] - theirs).abs().double(), (votes[0] + theirs).double()
+        if (difference > 6 * total.sqrt()).any():
+            raise ValueError("not timed: vectorised PyTorch does not compute the same metric")
+        return eager_and_graph(lambda: run(codes, scale, generator), str(codes.device.type))
+
+
+def votes_table(found: list[dict]) -> str:
+    """Return lines of times a model."""
+    lines = []
+    for row in found:
+        if "refused" in row:
+            lines.append(row["refused"])
+            continue
+        theirs = median(row.get("vectorised", {}).get("eager"))
+        lines.append(
+            f"{row['models']} models, {row['votes']} votes: {median(row['eager']):.0f} us eager"
+            + (f", vectorised PyTorch {theirs:.0f} us" if theirs else "")
+        )
+    return "\n".join(lines)
