@@ -10,7 +10,8 @@ namespace {
 
 cudaStream_t current_stream(const Tensor& t) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  // Not STABLE_TORCH_ERROR_CODE_CHECK, which came after 2.11.
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
