@@ -1,6 +1,7 @@
 # make setup   the environment in .venv       make demo   train, score and show a small FactorVAE
 # make test    prove the installation         make bench  time the ops and the step
 # make lint    ruff                           make sanitize  the C++ tests under ASan and UBSan
+# TORCH=2.11.0 with any of them: that PyTorch instead of the one in constraints.txt
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
@@ -8,17 +9,21 @@ FVAE := $(BIN)/fvae
 
 .PHONY: setup demo test lint bench sanitize
 
-setup: .venv/ready
+READY := .venv/ready$(TORCH:%=-torch-%)
+PIN := $(if $(TORCH),torch==$(TORCH),--constraint constraints.txt torch)
+
+setup: $(READY)
 
 # Made anew only when what is installed changes, so that a second run takes no time.
-.venv/ready: pyproject.toml constraints.txt fvae/_build.py $(wildcard csrc/*)
+$(READY): pyproject.toml constraints.txt fvae/_build.py $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
 # torch first and pinned: a looser requirement may fetch another build of several gigabytes.
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet $(PIN)
 # setuptools calls its tables for extensions experimental, at length.
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet $(PIN) \
 	  --no-build-isolation --editable '.[test]'
+	rm -f .venv/ready*
 	touch $@
 
 demo: setup

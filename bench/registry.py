@@ -8,6 +8,9 @@ import torch
 
 from fvae import Philox, ops
 
+#: Ops of the C++/CUDA extension; the others have a Triton kernel, for CUDA alone.
+METRIC_OPS = ("metric_votes", "pair_features", "grouped_variance")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -107,6 +110,36 @@ def cases(
         ),
     ]  # fmt: skip
     return found
+
+
+def backend(case: Case | str, device: str | torch.device) -> str:
+    """Return the backend that ``backend=None`` picks for a case or an op on a device."""
+    op = case if isinstance(case, str) else case.op
+    return ops.backend_of(op, torch.device(device).type)
+
+
+def why_not_compared(case: Case | str, device: str | torch.device) -> str | None:
+    """Return why an op must not be timed against its reference: it is the reference; else None.
+
+    The line says whether something faster is missing there, and then why.
+    """
+    op = case if isinstance(case, str) else case.op
+    kind = torch.device(device).type
+    if backend(op, kind) != "reference":
+        return None
+    if not is_fast(op, kind):
+        return f"{op} on {kind}: the reference is all there is; there is nothing to compare"
+    if op not in METRIC_OPS:
+        why = "no triton"
+    else:
+        why = ops.EXTENSION_ERROR if kind == "cpu" else ops.CUDA_EXTENSION_ERROR
+        why = f"the extension's {kind} part is not built: {why}"
+    return f"{op} on {kind}: the reference would be timed against itself: {why}"
+
+
+def is_fast(op: str, kind: str) -> bool:
+    """Whether an op is meant to have a backend beside the reference on a device type."""
+    return kind == "cuda" or op in METRIC_OPS
 
 
 def raw(op: str, backend: str | None) -> Callable:

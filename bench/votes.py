@@ -7,6 +7,7 @@ of the dSprites grid that are in memory, d = 10.
 
 import json
 import statistics
+import sys
 import time
 from math import prod
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.registry import backend, why_not_compared
 from fvae import Philox, ops
 
 SIZES, DIMS, VOTES, SAMPLES = (3, 6, 40, 32, 32), 10, 15_000, 64
@@ -61,19 +63,20 @@ def _accuracy(votes: np.ndarray) -> float:
 
 def main() -> None:
     """Check, time, print."""
+    if why := why_not_compared("metric_votes", "cpu"):
+        print(f"bench.votes: {why}", file=sys.stderr)
+        sys.exit(2)
     codes = _codes(1)[0]
     scale, active = codes.var(0), torch.ones(DIMS, dtype=torch.bool)
     rng, generator = Philox(0), torch.Generator().manual_seed(0)
     numpy_rng, array = np.random.default_rng(0), codes.numpy()
 
-    def op(codes: Tensor, scale: Tensor, active: Tensor, backend: str | None = None) -> Tensor:
+    def op(codes: Tensor, scale: Tensor, active: Tensor, name: str | None = None) -> Tensor:
         return ops.metric_votes(
             codes, SIZES, votes=VOTES, samples=SAMPLES, scale=scale, active=active, rng=rng,
-            backend=backend,
+            backend=name,
         )  # fmt: skip
 
-    if ops.EXTENSION_ERROR is not None:
-        raise SystemExit(f"bench.votes: the extension is not built: {ops.EXTENSION_ERROR}")
     ours = op(codes, scale, active)
     if not torch.equal(ours, op(codes, scale, active, "reference")):
         raise SystemExit("bench.votes: the op's votes are not the reference's; not timed")
@@ -111,6 +114,8 @@ def main() -> None:
                 "ratio_models_one_by_one": round(of_many["one_by_one"] / of_many["together"], 2),
                 "ms_a_model": {n: round(1e3 * t / MODELS, 2) for n, t in of_many.items()},
                 "threads": torch.get_num_threads(),
+                "backend": backend("metric_votes", "cpu"),
+                "extension_error": ops.EXTENSION_ERROR,
             }
         )
     )

@@ -31,6 +31,9 @@ struct __attribute__((visibility("hidden"))) Input {
       : codes(torch::stable::contiguous(given)) {
     STD_TORCH_CHECK(codes.dim() == 3, "codes: got ", codes.dim(), " dimensions, expected [M, N, d]");
     models = codes.size(0), rows = codes.size(1), dims = codes.size(2);
+    // A CUDA launch has at least one block.
+    STD_TORCH_CHECK(models >= 1 && dims >= 1, "codes: got ", models, " models of ", dims,
+                    " dimensions, expected at least one of each");
     STD_TORCH_CHECK(!sizes.empty() && sizes.size() <= kMaxFactors, "factor_sizes: got ",
                     sizes.size(), " sizes, expected 1 to ", kMaxFactors);
     int64_t product = 1;

@@ -15,8 +15,8 @@
 // For groups of many rows, which are shared out among the lanes:
 //
 //   row(), rows()       first row of this lane, and how many lanes step along together
+//   at_once             rows that a lane loads before it adds them: a GPU's loads take long
 //   load(row)           the lane's Value (of doubles) of a row of the codes
-//   total(value)        the sum over all lanes that have this lane's dimensions
 //
 // A sum over samples runs in the same order on both machines.
 #pragma once
@@ -115,30 +115,53 @@ FVAE_HD void mean_distance(Lanes& lanes, int64_t pairs, int64_t dims, float* out
   }
 }
 
-// out[j] = population variance over all rows that have the value, for `dims` dimensions.
-//
-// Differences from the first row, summed in double: no second pass, and exactly 0 where all rows
-// are the same.
+// Sums of a group's differences from its first row. In double: no second pass is needed, and the
+// variance is exactly 0 where all rows are the same.
+template <class Value>
+struct Moments {
+  Value sum, square;
+
+  FVAE_HD void add(const Moments& other) {
+    sum += other.sum;
+    square += other.square;
+  }
+
+  // Population variance; rounding may leave it just below 0.
+  FVAE_HD Value variance(uint32_t rows) const {
+    return (square - sum * sum / double(rows)) / double(rows);
+  }
+};
+
+// Not max(0, v), which would hide a NaN.
+FVAE_HD float not_negative(double v) { return v < 0 ? 0 : v; }
+
+// This lane's moments over rows [begin, end) of those that have the value, added one by one.
 template <class Lanes>
-FVAE_HD void group_variance(Lanes& lanes, const Factor& factor, uint32_t value, int64_t dims,
-                            float* out) {
+FVAE_HD auto group_moments(const Lanes& lanes, const Factor& factor, uint32_t value,
+                           uint32_t begin, uint32_t end) {
   using Value = typename Lanes::Value;
-  const uint32_t images = factor.images();
+  constexpr uint32_t some = Lanes::at_once;
   const Value first = lanes.load(factor.row(0, value));
-  Value sum{}, square{};
-  for (uint32_t r = lanes.row(); r < images; r += lanes.rows()) {
-    const Value x = lanes.load(factor.row(r, value)) - first;
-    sum += x;
-    square += x * x;
+  Moments<Value> moments{};
+  const uint32_t count = end - begin, step = lanes.rows();
+  uint32_t left = lanes.row() < count ? (count - lanes.row() - 1) / step + 1 : 0;
+  Walk walk(factor, value, begin + lanes.row(), step);
+  const auto next = [&]() FVAE_LAMBDA {
+    const Value x = lanes.load(walk.row);
+    walk.next();
+    return x;
+  };
+  const auto add = [&](const Value& x) FVAE_LAMBDA {
+    const Value difference = x - first;
+    moments.add({difference, difference * difference});
+  };
+  for (; left >= some; left -= some) {
+    Value x[some];
+    for (Value& each : x) each = next();
+    for (const Value& each : x) add(each);
   }
-  sum = lanes.total(sum);
-  square = lanes.total(square);
-  const Value variance = (square - sum * sum / double(images)) / double(images);
-  for (int w = 0; w < Lanes::width; ++w) {
-    const double v = lanes.at(variance, w);
-    // Not max(0, v), which would hide a NaN.
-    if (lanes.row() == 0 && lanes.offset() + w < dims) out[lanes.offset() + w] = v < 0 ? 0 : v;
-  }
+  for (; left > 0; --left) add(next());
+  return moments;
 }
 
 }  // namespace fvae

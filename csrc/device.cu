@@ -2,16 +2,21 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <cstdint>
+#include <initializer_list>
+#include <type_traits>
+
 #include "arguments.h"
 #include "kernels.cuh"
 
 namespace fvae::device {
 namespace {
 
-cudaStream_t current_stream(const Tensor& t) {
+// Names of PyTorch 2.11 only: later ones stand in later headers, whatever TORCH_TARGET_VERSION is.
+cudaStream_t current_stream(const Input& in) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_get_current_cuda_stream(in.codes.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
 
@@ -19,6 +24,18 @@ void check_launch() {
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "launch failed: ", cudaGetErrorString(error));
 }
+
+// A kernel reads its arguments where the codes are. The dispatcher comes here where any of them is
+// on a GPU, and a pointer of the host or of another GPU would end the process's use of this one.
+void check_on_device(const Input& in, std::initializer_list<const Tensor*> others) {
+  STD_TORCH_CHECK(in.codes.is_cuda(), "codes: expected a CUDA tensor, as another argument is");
+  for (const Tensor* t : others)
+    STD_TORCH_CHECK(t->is_cuda() && t->get_device_index() == in.codes.get_device_index(),
+                    "seed, step, scale and active: expected on the device of the codes");
+}
+
+// Blocks along y, at most as many as CUDA allows: the kernels step through the models with them.
+unsigned rows_of_blocks(int64_t models) { return unsigned(models < 65535 ? models : 65535); }
 
 // At most four warps a block, and no more than their shared memory allows without asking for more.
 constexpr int kSharedBytes = 48 * 1024;
@@ -28,7 +45,7 @@ struct Shape {
   Shape(int64_t sets, int64_t models, int64_t dims, int rows_a_sample) {
     const int each = warp_bytes(dims, rows_a_sample);
     const int warps = kSharedBytes / each < 4 ? kSharedBytes / each : 4;
-    blocks = dim3(unsigned((sets + warps - 1) / warps), unsigned(models < 65535 ? models : 65535));
+    blocks = dim3(unsigned((sets + warps - 1) / warps), rows_of_blocks(models));
     threads = warps * kWarp;
     bytes = warps * each;
   }
@@ -66,7 +83,6 @@ void with_type(const Input& in, Call call) {
 
 Key key_of(const Tensor& seed, const Tensor& step, uint32_t use, int64_t lane) {
   check_key(seed, step);
-  STD_TORCH_CHECK(seed.is_cuda() && step.is_cuda(), "seed and step: expected CUDA tensors");
   return {seed.const_data_ptr<int64_t>(), step.const_data_ptr<int64_t>(), stream_at(use, lane)};
 }
 
@@ -76,6 +92,7 @@ Tensor metric_votes(Tensor codes, std::vector<int64_t> factor_sizes, int64_t vot
   const Input in(codes, factor_sizes);
   check_draws(votes, 1 + (samples + 3) / 4, samples, 2);
   check_each(in, scale, active);
+  check_on_device(in, {&seed, &step, &scale, &active});
   const Draws draws{{}, votes, samples, balanced};
   const Key key = key_of(seed, step, kVotes, lane);
   const Tensor scales = torch::stable::contiguous(scale);
@@ -86,7 +103,7 @@ Tensor metric_votes(Tensor codes, std::vector<int64_t> factor_sizes, int64_t vot
   with_type(in, [&](auto type, auto bytes) {
     using T = decltype(type);
     const Shape shape(votes, in.models, in.dims, 1);
-    vote_kernel<T, bytes()><<<shape.blocks, shape.threads, shape.bytes, current_stream(counts)>>>(
+    vote_kernel<T, bytes()><<<shape.blocks, shape.threads, shape.bytes, current_stream(in)>>>(
         codes_of<T>(in), in.grid, draws, key, scales.const_data_ptr<float>(),
         actives.const_data_ptr<bool>(), counts.mutable_data_ptr<int64_t>());
   });
@@ -99,6 +116,7 @@ std::tuple<Tensor, Tensor> pair_features(Tensor codes, std::vector<int64_t> fact
                                          Tensor seed, Tensor step, int64_t lane) {
   const Input in(codes, factor_sizes);
   check_draws(points, 1 + pairs, pairs, 1);
+  check_on_device(in, {&seed, &step});
   const Draws draws{{}, points, pairs, balanced};
   const Key key = key_of(seed, step, kPairs, lane);
   const torch::stable::accelerator::DeviceGuard guard(in.codes.get_device_index());
@@ -108,7 +126,7 @@ std::tuple<Tensor, Tensor> pair_features(Tensor codes, std::vector<int64_t> fact
   with_type(in, [&](auto type, auto bytes) {
     using T = decltype(type);
     const Shape shape(points, in.models, in.dims, 2);
-    pair_kernel<T, bytes()><<<shape.blocks, shape.threads, shape.bytes, current_stream(fixed)>>>(
+    pair_kernel<T, bytes()><<<shape.blocks, shape.threads, shape.bytes, current_stream(in)>>>(
         codes_of<T>(in), in.grid, draws, key, features.mutable_data_ptr<float>(),
         fixed.mutable_data_ptr<int64_t>());
   });
@@ -118,16 +136,27 @@ std::tuple<Tensor, Tensor> pair_features(Tensor codes, std::vector<int64_t> fact
 
 Tensor grouped_variance(Tensor codes, std::vector<int64_t> factor_sizes) {
   const Input in(codes, factor_sizes);
+  check_on_device(in, {});
   const int64_t groups = in.cells();
+  const int64_t pieces = pieces_before(in.grid, in.grid.factors);
+  STD_TORCH_CHECK(pieces <= INT32_MAX, "factor_sizes: got ", groups,
+                  " groups, more than a launch has blocks");
   const torch::stable::accelerator::DeviceGuard guard(in.codes.get_device_index());
   Tensor variance =
       torch::stable::new_empty(in.codes, {in.models, groups, in.dims}, ScalarType::Float);
+  Tensor buffer =
+      torch::stable::new_empty(in.codes, {in.models, pieces, in.dims, 2}, ScalarType::Double);
+  const auto moments = reinterpret_cast<Moments<double>*>(buffer.mutable_data_ptr<double>());
+  const cudaStream_t stream = current_stream(in);
+  const unsigned models = rows_of_blocks(in.models);
   with_type(in, [&](auto type, auto) {
     using T = decltype(type);
-    const dim3 blocks(unsigned(groups), unsigned(in.models < 65535 ? in.models : 65535));
-    group_kernel<T><<<blocks, kGroupThreads, kGroupBytes, current_stream(variance)>>>(
-        codes_of<T>(in), in.grid, groups, variance.mutable_data_ptr<float>());
+    group_kernel<T><<<dim3(unsigned(pieces), models), kGroupThreads, kGroupBytes, stream>>>(
+        codes_of<T>(in), in.grid, moments);
   });
+  check_launch();
+  variance_kernel<<<dim3(unsigned(groups), models), kGroupThreads, kGroupBytes, stream>>>(
+      moments, in.grid, in.models, in.dims, variance.mutable_data_ptr<float>());
   check_launch();
   return variance;
 }

@@ -29,6 +29,31 @@ struct Factor {
   }
 };
 
+// A walk over the rows that have a value, from the r-th on and `step` at a time: where it is in the
+// codes, with no division on the way.
+struct Walk {
+  uint32_t row;
+  uint32_t place, stride;  // in a run of `stride` neighbouring rows
+  uint32_t gap;            // rows from a run's end to the next run
+  uint32_t ahead, shift;   // of the row and of the place, by one step
+
+  FVAE_HD Walk(const Factor& factor, uint32_t value, uint32_t r, uint32_t step)
+      : row(factor.row(r, value)),
+        place(r % factor.stride),
+        stride(factor.stride),
+        gap(factor.stride * (factor.size - 1)),
+        ahead(step + step / factor.stride * gap),
+        shift(step % factor.stride) {}
+
+  FVAE_HD void next() {
+    row += ahead;
+    place += shift;
+    if (place < stride) return;
+    place -= stride;
+    row += gap;
+  }
+};
+
 struct Grid {
   int factors;
   Factor factor[kMaxFactors];

@@ -174,22 +174,19 @@ typedef double WideVector __attribute__((vector_size(8 * kWide)));
 template <class T>
 struct RowLanes {
   using Value = WideVector;
-  static constexpr int width = kWide;
+  static constexpr int at_once = 1;
   const Codes<T>& codes;
   const T* model;
   int64_t j0;
 
   FVAE_HD uint32_t row() const { return 0; }
   FVAE_HD uint32_t rows() const { return 1; }
-  FVAE_HD int offset() const { return 0; }
   FVAE_HD WideVector load(uint32_t row) const {
     const int64_t at = row * codes.dims + j0;
     const T* code = model + at;
     return fill<WideVector>(at, codes.rows * codes.dims,
                             [=](int w) FVAE_LAMBDA { return double(wide(code[w])); });
   }
-  FVAE_HD static WideVector total(const WideVector& v) { return v; }
-  FVAE_HD static double at(const WideVector& v, int w) { return v[w]; }
 };
 
 // Variances [d] of the rows that have a value of a factor.
@@ -197,8 +194,11 @@ template <class T>
 FVAE_HD void group(const Codes<T>& codes, int64_t m, const Factor& factor, uint32_t value,
                    float* out) {
   for (int64_t j0 = 0; j0 < codes.dims; j0 += kWide) {
-    RowLanes<T> lanes{codes, codes.model(m), j0};
-    group_variance(lanes, factor, value, codes.dims - j0, out + j0);
+    const RowLanes<T> lanes{codes, codes.model(m), j0};
+    const uint32_t images = factor.images();
+    const WideVector variance = group_moments(lanes, factor, value, 0, images).variance(images);
+    const int64_t left = codes.dims - j0;
+    for (int w = 0; w < (left < kWide ? left : kWide); ++w) out[j0 + w] = not_negative(variance[w]);
   }
 }
 

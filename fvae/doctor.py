@@ -37,9 +37,15 @@ def diagnose() -> list[tuple[str, str]]:
 
 
 def _extension() -> str:
-    if ops.EXTENSION_ERROR is not None:
+    """Return the parts that are there, then for each other one why it is not."""
+    parts = {"cpu": ops.EXTENSION_ERROR}
+    if torch.version.cuda is not None:
+        parts["cuda"] = ops.CUDA_EXTENSION_ERROR
+    there = [name for name, why in parts.items() if why is None]
+    if not there:
         return f"not built ({ops.EXTENSION_ERROR}); the reference serves"
-    return "cpu and cuda" if "cuda" in ops.BACKENDS else "cpu"
+    absent = [f"{name} part not built: {why}" for name, why in parts.items() if why is not None]
+    return "; ".join([" and ".join(there), *absent])
 
 
 def _device_types() -> list[str]:

@@ -12,9 +12,11 @@ Sign convention: logit 0 is "drawn from q(z)" (class 0), logit 1 is "permuted" (
 total correlation estimate is ``mean(l0 - l1)``. The estimate can be negative.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from math import prod
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -105,16 +107,26 @@ def _extension(name: str, backend: str) -> Callable:
     return run
 
 
-try:
-    from fvae import _C  # noqa: F401  # registers the ops
-except ImportError as error:
-    #: Why the extension is not there; None where it is.
-    EXTENSION_ERROR: str | None = str(error)
-else:
-    EXTENSION_ERROR = None
+def _load(module: str) -> str | None:
+    """Import a part of the extension, which registers its ops; return why it is absent, or None."""
+    try:
+        importlib.import_module(f"fvae.{module}")
+    except ImportError as error:
+        # Left by a build that failed: it knows more than "No module named".
+        note = Path(__file__).with_name(f"{module}.not_built.txt")
+        return note.read_text().strip() if note.exists() else str(error)
+    return None
+
+
+#: Why the C++ ops are not there; None where they are.
+EXTENSION_ERROR: str | None = _load("_C")
+#: Why the CUDA ops are not there; None where they are, and where PyTorch is not a CUDA build.
+CUDA_EXTENSION_ERROR: str | None = _load("_C_cuda") if torch.version.cuda else None
+
+if EXTENSION_ERROR is None:
     BACKENDS["cpp"] = {name: _extension(name, "cpp") for name in _METRICS}
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"fvae::{_METRICS[0]}", "CUDA"):
-        BACKENDS["cuda"] = {name: _extension(name, "cuda") for name in _METRICS}
+if torch.version.cuda and CUDA_EXTENSION_ERROR is None:
+    BACKENDS["cuda"] = {name: _extension(name, "cuda") for name in _METRICS}
 
 
 def backend_of(op: str, device_type: str) -> str:

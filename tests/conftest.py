@@ -5,10 +5,15 @@ import signal
 
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     # Triton reads this when it is imported: the kernels then run in its interpreter.
     os.environ["TRITON_INTERPRET"] = "1"
+
+# How long an example may take is no test's subject, and a busy machine is slow.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 # One table of tolerances by dtype, (rtol, atol), for every op against its reference.
 TOLERANCE = {

@@ -43,7 +43,9 @@ def library(tmp_path_factory):
     flags += os.environ.get("CXXFLAGS", "").split()
     source = str(HERE / "kernels_on_host.cpp")
     subprocess.run([COMPILER, *flags, "-shared", "-fPIC", source, "-o", str(path)], check=True)
-    return ctypes.CDLL(str(path))
+    found = ctypes.CDLL(str(path))
+    found.run_groups.restype = ctypes.c_int64
+    return found
 
 
 # Kind of each dtype's loads: the widest first, each where the row allows it.
@@ -110,15 +112,40 @@ def test_pair_features_equal_the_reference(library, sizes, models, dims, samples
         assert torch.equal(fixed, factors)
 
 
+def _run_groups(library, codes, sizes):
+    """Return the variances, and how many blocks the groups were shared out among."""
+    models, _, dims = codes.shape
+    variance = torch.full((models, sum(sizes), dims), torch.nan)
+    kind = _kinds(codes.dtype, dims)[0]
+    case = _case(codes, sizes, 1, 2, False, Philox(0), Stream.VOTES, 1, kind)
+    pieces = library.run_groups(case, ctypes.c_int64(sum(sizes)), _pointer(variance))
+    return variance, pieces
+
+
+# The last three: groups of 4096, 2187 and 3125 rows, two blocks each, with runs of 1 to 4096 rows.
+GROUPS = [
+    ((3, 4), 1, 10), ((2, 3), 2, 33), ((2,) * 13, 1, 10), ((3,) * 8, 1, 33), ((5,) * 6, 2, 1),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize(("sizes", "models", "dims"), [((3, 4), 1, 10), ((2, 3), 2, 33)])
+@pytest.mark.parametrize(("sizes", "models", "dims"), GROUPS)
 def test_grouped_variance_equals_the_reference(library, sizes, models, dims, dtype):
     codes = (torch.randn(models, prod(sizes), dims) * 3 + 100).to(dtype)
+    variance, pieces = _run_groups(library, codes, sizes)
+    assert pieces == sum(sizes) * (2 if prod(sizes) > 2048 else 1)
     expected = reference.grouped_variance(codes, sizes)
-    variance = torch.full_like(expected, torch.nan)
-    case = _case(codes, sizes, 1, 2, False, Philox(0), Stream.VOTES, 1, _kinds(dtype, dims)[0])
-    assert library.run_groups(case, ctypes.c_int64(sum(sizes)), _pointer(variance))
     torch.testing.assert_close(variance, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_group_of_several_blocks_whose_codes_are_equal_has_variance_zero(library):
+    codes = torch.tensor([0.1, 1e6 + 0.3, 1.0]).repeat(1, 2**13, 1)
+    codes[0, 5000, 2] = torch.nan
+    variance, pieces = _run_groups(library, codes, (2,) * 13)
+    assert pieces == 2 * 26
+    assert (variance[..., :2] == 0).all()
+    # A NaN is in one value's group of each factor.
+    assert variance[0, :, 2].view(13, 2).isnan().sum(1).tolist() == [1] * 13
 
 
 def test_votes_at_a_mean_of_ten_thousand_deviations(library):
@@ -153,9 +180,9 @@ def test_nvcc_compiles_the_kernels_without_a_spill(library, tmp_path):
         results = list(pool.map(compile, TARGETS))
     head = ("kernel", "codes", "load", "target", "registers", "shared", "stack+spill")
     print("\n" + "".join(f"{title:<10}" for title in head))
-    # Bytes of a warp at d = 10, or of a block of the group kernel.
+    # Bytes of a warp at d = 10, or of a block of the groups' kernels.
     shared = {"vote": library.warp_bytes(10, 1), "pair": library.warp_bytes(10, 2)}
-    shared["group"] = library.group_bytes()
+    shared["group"] = shared["variance"] = library.group_bytes()
     for target, result in results:
         assert result.returncode == 0, result.stderr
         entries = re.findall(
@@ -166,10 +193,12 @@ def test_nvcc_compiles_the_kernels_without_a_spill(library, tmp_path):
             re.DOTALL,
         )
         # votes and pairs: float by 4, 8, 16 bytes, double by 8, 16, bfloat16 by 2, 4, 8, 16.
-        assert len(entries) == 2 * 9 + 3
+        # Groups: a kernel of each dtype, and one that adds up their sums.
+        assert len(entries) == 2 * 9 + 3 + 1
         for symbol, arch, *numbers, registers in entries:
-            kernel = re.search(r"(vote|pair|group)_kernel", symbol)[1]
-            dtype = {"f": "float32", "d": "float64"}.get(symbol.split("kernelI")[1][0], "bfloat16")
+            kernel = re.search(r"(vote|pair|group|variance)_kernel", symbol)[1]
+            of = re.search(r"kernelI(.)", symbol)
+            dtype = {"f": "float32", "d": "float64"}.get(of[1], "bfloat16") if of else "-"
             load = re.search(r"Li(\d+)E", symbol)
             row = (kernel, dtype, load[1] if load else "-", arch, registers, shared[kernel])
             print("".join(f"{cell:<10}" for cell in (*row, "+".join(numbers))))

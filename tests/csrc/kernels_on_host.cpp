@@ -68,12 +68,20 @@ extern "C" bool run_pairs(const Case& c, float* features, int64_t* fixed) {
   });
 }
 
-extern "C" bool run_groups(const Case& c, int64_t groups, float* variance) {
-  return with_kind(c, [&]<class T, int Bytes>() {
-    on_host::launch({unsigned(groups), unsigned(c.models)}, device::kGroupThreads, [&] {
-      device::group_kernel<T>(c.as<T>(), c.grid(), groups, variance);
+// Also says how many blocks the groups were shared out among.
+extern "C" int64_t run_groups(const Case& c, int64_t groups, float* variance) {
+  const Grid grid = c.grid();
+  const int64_t pieces = device::pieces_before(grid, grid.factors);
+  std::vector<Moments<double>> moments(c.models * pieces * c.dims, {NAN, NAN});
+  const bool known = with_kind(c, [&]<class T, int Bytes>() {
+    on_host::launch({unsigned(pieces), unsigned(c.models)}, device::kGroupThreads, [&] {
+      device::group_kernel<T>(c.as<T>(), grid, moments.data());
     });
   });
+  on_host::launch({unsigned(groups), unsigned(c.models)}, device::kGroupThreads, [&] {
+    device::variance_kernel(moments.data(), grid, c.models, c.dims, variance);
+  });
+  return known ? pieces : 0;
 }
 
 extern "C" int warp_bytes(int64_t dims, int rows_a_sample) {
