@@ -51,16 +51,18 @@ class World:
 
     # --- the step ---------------------------------------------------------------------------
 
-    def parallel(self, terms_of: Callable, *players: nn.Module | None) -> Callable:
-        """Return ``terms_of``, such that one backward pass averages all players' gradients.
+    def parallel(self, *players: nn.Module | None) -> Callable:
+        """Return ``run(terms_of, *args) -> terms_of(*args)``, whose backward pass averages gradients.
+
+        ``terms_of`` computes loss terms with the players, every parameter of which takes part. It
+        is handed over at each call, so that the players are all that the result holds.
 
         Args:
-            terms_of: computes the loss terms; every parameter of the players takes part in each.
-            players: the modules that it trains; they get process 0's weights.
+            players: the modules that are trained; they get process 0's weights.
         """
         if self.size == 1:
-            return terms_of
-        return DistributedDataParallel(_Players(terms_of, *players), gradient_as_bucket_view=True)
+            return _call
+        return DistributedDataParallel(_Players(*players), gradient_as_bucket_view=True)
 
     def rows(self, x: Tensor, batches: int) -> Tensor:
         """Return this process's rows of each of several global batches.
@@ -125,13 +127,16 @@ class World:
         dist.all_reduce(x)
         return x / self.size
 
-    def largest(self, number: int) -> int:
-        """Return the largest of the processes' numbers, so that all act on the same one."""
+    def largest(self, *numbers: int) -> list[int]:
+        """Return of each number the largest of the processes', so that all act on the same one.
+
+        One message between the processes, through the CPU: no GPU is waited for.
+        """
         if self.size == 1:
-            return number
-        agreed = torch.tensor(number)
+            return list(numbers)
+        agreed = torch.tensor(numbers)
         dist.all_reduce(agreed, dist.ReduceOp.MAX)
-        return int(agreed)
+        return agreed.tolist()
 
     def each(self, work: Callable[[], _T]) -> _T:
         """Return ``work()``, done by every process; what one of them raises, all raise.
@@ -175,13 +180,16 @@ class World:
 class _Players(nn.Module):
     """All players under one ``forward``, which is what DistributedDataParallel wraps."""
 
-    def __init__(self, terms_of: Callable, *players: nn.Module | None) -> None:
+    def __init__(self, *players: nn.Module | None) -> None:
         super().__init__()
-        self.terms_of = terms_of
         self.players = nn.ModuleList(p for p in players if p is not None)
 
-    def forward(self, *args):
-        return self.terms_of(*args)
+    def forward(self, terms_of: Callable, *args):
+        return terms_of(*args)
+
+
+def _call(terms_of: Callable, *args):
+    return terms_of(*args)
 
 
 @contextmanager

@@ -163,7 +163,7 @@ class Trainer:
             enabled=config.precision == "bf16",
             cache_enabled=not gpu,  # a cached cast would outlive the capture it was made in
         ):
-            terms = self._terms_of(x, weight, target)
+            terms = self._run(self._terms, x, weight, target)
         # The one loss, or those of several models: each depends on its own model's weights alone.
         terms["loss"].sum().backward()
         self._update()
@@ -175,8 +175,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     @functools.cached_property
-    def _terms_of(self) -> Callable[..., objectives.Terms]:
-        return self.world.parallel(self._terms, self.vae, self.discriminator)
+    def _run(self) -> Callable[..., objectives.Terms]:
+        return self.world.parallel(self.vae, self.discriminator)
 
     def _terms(self, x: Tensor, weight: Tensor | float, target: Tensor | None) -> objectives.Terms:
         x = self._laid_out(x)
@@ -195,7 +195,8 @@ class Trainer:
 
     def is_finite(self) -> bool:
         """Return whether every weight is a finite number."""
-        return all(bool(p.isfinite().all()) for p in self._parameters().values())
+        each = [p.isfinite().all() for p in self._parameters().values()]
+        return bool(torch.stack(each).all())
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the next step depends on, by name."""
@@ -381,7 +382,7 @@ def train(
             means.add(trainer.step())
             done = trainer.step_count
             on_step(done)
-            number = world.largest(stop.number)
+            (number,) = world.largest(stop.number)
             if done % config.log_every == 0 or done == config.steps:
                 means.share(world)
                 if not means.is_finite():

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,16 @@ def _gradients_and_weights(objective, world):
     for _ in range(6):
         trainer.step()
     return out | {f"after.{n}": t.detach().contiguous() for n, t in trainer.state().items()}
+
+
+def _holds_the_trainer(world):
+    """Whether what `World.parallel` returned keeps alive the trainer that has trained with it."""
+    trainer = train.Trainer(CONFIG, _store(), world)
+    trainer.step()
+    run, alive = trainer._run, weakref.ref(trainer)
+    del trainer
+    assert callable(run)
+    return alive() is not None
 
 
 def _stop_at_7(step):
@@ -119,6 +130,8 @@ def _process(rank, port, folder):
             tensors = _gradients_and_weights(objective, world)
             save_file(tensors, folder / f"{objective}.{rank}")
 
+        said["held"] = _holds_the_trainer(world)
+
         # Process 1 alone gets the signal; then a single process goes on.
         run = folder / "stopped-by-two"
         config = world.on_main(lambda: train.create_run(CONFIG, run))
@@ -183,6 +196,11 @@ def test_two_processes_give_the_gradients_of_one(pair, objective):
         assert torch.equal(both[0][name], both[1][name]), name
         if name.startswith(("grad", "after.vae", "after.disc")):
             _close(both[0][name], one[name], 1e-3)
+
+
+def test_a_trainer_is_gone_with_its_last_reference(pair):
+    assert not _holds_the_trainer(World())
+    assert [said["held"] for said in _said(pair)] == [False, False]
 
 
 def _log(run):
