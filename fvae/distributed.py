@@ -27,6 +27,10 @@ from fvae.philox import Philox
 #: The objectives whose terms are means over the batch; others train in one process.
 OBJECTIVES = ("vae", "beta-vae", "factor-vae")
 
+# Steps between two messages about what one process alone knows, such as that it got a signal: each
+# makes the processes wait for one another, for about as long as a step takes on a GPU.
+_AGREE_EVERY = 16
+
 _T = TypeVar("_T")
 
 
@@ -52,10 +56,10 @@ class World:
     # --- the step ---------------------------------------------------------------------------
 
     def parallel(self, *players: nn.Module | None) -> Callable:
-        """Return ``run(terms_of, *args) -> terms_of(*args)``, whose backward pass averages gradients.
+        """Return ``run``: ``run(terms_of, *args)`` is ``terms_of(*args)`` with averaged gradients.
 
         ``terms_of`` computes loss terms with the players, every parameter of which takes part. It
-        is handed over at each call, so that the players are all that the result holds.
+        is handed over at each call, so that the players are all that ``run`` holds.
 
         Args:
             players: the modules that are trained; they get process 0's weights.
@@ -126,6 +130,11 @@ class World:
         x = x.clone()
         dist.all_reduce(x)
         return x / self.size
+
+    @property
+    def agree_every(self) -> int:
+        """Steps between two calls of :meth:`largest` in the training loop."""
+        return 1 if self.size == 1 else _AGREE_EVERY
 
     def largest(self, *numbers: int) -> list[int]:
         """Return of each number the largest of the processes', so that all act on the same one.

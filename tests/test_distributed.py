@@ -65,9 +65,41 @@ def _holds_the_trainer(world):
     return alive() is not None
 
 
-def _stop_at_7(step):
-    if step == 7:
-        os.kill(os.getpid(), signal.SIGTERM)
+def _reductions(run, world, **changes):
+    """Steps of checkpoints and number of messages of a run on whose clock 10 s pass a step."""
+    saves, messages, reduce, now = [], 0, torch.distributed.all_reduce, [0.0]
+    save, clock = checkpoint.save, checkpoint.clock
+
+    def counted(*args):
+        nonlocal messages
+        messages += 1
+        return reduce(*args)
+
+    def noted(run, tensors, config):
+        saves.append(int(tensors["rng.step"]))
+        save(run, tensors, config)
+
+    def tick(step):
+        # Process 1 has another opinion, which does not count.
+        now[0] += 1000.0 if world.rank else 10.0
+
+    torch.distributed.all_reduce, checkpoint.save = counted, noted
+    checkpoint.clock = lambda: now[0]
+    try:
+        config = dataclasses.replace(CONFIG, steps=50, log_every=1000, **changes)
+        config = world.on_main(lambda: train.create_run(config, run))
+        train.train(config, _store(), run, on_step=tick, world=world)
+    finally:
+        torch.distributed.all_reduce, checkpoint.save, checkpoint.clock = reduce, save, clock
+    return {"saves": saves, "messages": messages}
+
+
+def _stop_at(last):
+    def stop(step):
+        if step == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return stop
 
 
 def _caught(run):
@@ -130,12 +162,14 @@ def _process(rank, port, folder):
             tensors = _gradients_and_weights(objective, world)
             save_file(tensors, folder / f"{objective}.{rank}")
 
+        said["minutes"] = _reductions(folder / "minutes", world, checkpoint_every=None)
+        said["never"] = _reductions(folder / "never", world, checkpoint_every=1000)
         said["held"] = _holds_the_trainer(world)
 
         # Process 1 alone gets the signal; then a single process goes on.
         run = folder / "stopped-by-two"
         config = world.on_main(lambda: train.create_run(CONFIG, run))
-        on_step = _stop_at_7 if rank == 1 else lambda step: None
+        on_step = _stop_at(9) if rank == 1 else lambda step: None
         lines = []
         said["stop"] = train.train(config, _store(), run, lines.append, on_step, world)
         said["lines"] = len(lines)
@@ -165,7 +199,7 @@ def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     run = folder / "stopped-by-one"
     config = train.create_run(CONFIG, run)
-    assert train.train(config, _store(), run, on_step=_stop_at_7) == signal.SIGTERM
+    assert train.train(config, _store(), run, on_step=_stop_at(7)) == signal.SIGTERM
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -213,9 +247,9 @@ def test_a_run_goes_on_with_another_number_of_processes(pair, begun_by, tmp_path
     run = pair / f"stopped-by-{begun_by}"
     if begun_by == "two":
         with safe_open(run / checkpoint.NAME, "pt") as file:
-            assert int(file.get_tensor("rng.step")) == 7
-            # Three steps since the log's last line, as means over the global batch.
-            assert int(file.get_tensor("log.count")) == 3
+            assert int(file.get_tensor("rng.step")) == 10
+            # Two steps since the log's last line, as means over the global batch.
+            assert int(file.get_tensor("log.count")) == 2
         train.train(train.TrainConfig.from_file(run / "config.json"), _store(), run)
     whole = train.create_run(CONFIG, tmp_path / "whole")
     train.train(whole, _store(), tmp_path / "whole")
@@ -236,7 +270,19 @@ def test_a_run_goes_on_with_another_number_of_processes(pair, begun_by, tmp_path
 def test_a_signal_to_one_process_stops_both(pair):
     said = _said(pair)
     assert [s["stop"] for s in said] == [signal.SIGTERM] * 2
-    assert [s["lines"] for s in said] == [1, 0]  # process 0 alone logs
+    assert [s["lines"] for s in said] == [2, 0]  # process 0 alone logs
+
+
+def test_processes_agree_every_sixteenth_step_and_save_together(pair):
+    main, other = _said(pair)
+    # By the main process's clock; the last save is that of the end, the first that of the start.
+    assert main["minutes"]["saves"] == [0, 16, 32, 48, 50]
+    assert main["never"]["saves"] == [0, 50]
+    assert other["minutes"]["saves"] == other["never"]["saves"] == []
+    # After steps 16, 32, 48 and 50; and one for the log's means, at the end.
+    assert main["never"]["messages"] == other["never"]["messages"] == 4 + 1
+    # A checkpoint takes the means along.
+    assert main["minutes"]["messages"] == other["minutes"]["messages"] == 4 + 1 + 3
 
 
 def test_both_end_with_the_same_error(pair):
