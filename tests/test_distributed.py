@@ -341,6 +341,28 @@ def test_what_does_not_fit_is_refused(monkeypatch):
         join(other).__enter__()
 
 
+def test_the_runs_device_decides_about_gpus(monkeypatch):
+    _under_torchrun(monkeypatch, 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    done = []
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", done.append)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    # Kept: a context that is dropped ends.
+    cpu = join(dataclasses.replace(CONFIG, device="cpu"))
+    assert cpu.__enter__().rank == 1
+    assert done == ["gloo"]
+    with pytest.raises(UserError, match="--nproc-per-node 2: this machine has 1 CUDA devices"):
+        join(dataclasses.replace(CONFIG, device="cuda")).__enter__()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cuda = join(dataclasses.replace(CONFIG, device="cuda"))
+    cuda.__enter__()
+    assert done == ["gloo", 1, "cpu:gloo,cuda:nccl"]
+
+
 def test_one_process_of_torchrun_is_an_ordinary_run(monkeypatch):
     _under_torchrun(monkeypatch, 1)
     with join(CONFIG) as world:
