@@ -4,6 +4,7 @@ Nothing is pickled. The file's metadata holds the configuration that made it.
 """
 
 import json
+import time
 from pathlib import Path
 
 import safetensors
@@ -21,6 +22,38 @@ _FORMAT = "1"
 
 #: Settings that may differ between a run and its continuation.
 RESUMABLE = ("steps", "device", "graph", "checkpoint_every", "log_every")
+
+#: Seconds between checkpoints where ``checkpoint_every`` is None. At full size, 66 MB are fetched
+#: from the device and synced to the disk while training waits: 0.2 to 0.3 s, at most 0.5 % of a
+#: minute, for which no thread that writes meanwhile is worth its while.
+INTERVAL = 60.0
+
+#: The time in seconds. It asks the processor alone: no device is waited for.
+clock = time.monotonic
+
+
+class Schedule:
+    """When a run's next checkpoint is due: by its steps, or by the clock since the last one.
+
+    Args:
+        every: steps between checkpoints; None is one each :data:`INTERVAL` seconds.
+    """
+
+    def __init__(self, every: int | None) -> None:
+        self.every = every
+        self.saved()
+
+    def saved(self) -> None:
+        """Take note that a checkpoint was written now."""
+        self._last = clock()
+
+    def at(self, step: int) -> bool:
+        """Return whether one is due by the number of steps done."""
+        return self.every is not None and step % self.every == 0
+
+    def by_clock(self) -> bool:
+        """Return whether one is due by now."""
+        return self.every is None and clock() - self._last >= INTERVAL
 
 
 def save(run: Path, tensors: dict[str, Tensor], config: TrainConfig, name: str = NAME) -> None:

@@ -81,14 +81,15 @@ class TrainConfig:
     """Force one backend of the ops; None picks by device."""
     graph: bool = True
     """On a GPU, capture the whole step as a CUDA graph and replay it."""
-    checkpoint_every: int = 1000
-    """Steps between checkpoints."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; None saves once a minute, and always at the end."""
     log_every: int = 50
     """Steps between lines of log.jsonl; each line holds means over the interval."""
 
     def __post_init__(self) -> None:
         """Check every field; raise a UserError that names the first bad one."""
-        for name in _POSITIVE:
+        optional = () if self.checkpoint_every is None else ("checkpoint_every",)
+        for name in _POSITIVE + optional:
             value = getattr(self, name)
             if not value > 0 or not math.isfinite(value):
                 raise UserError(f"--{name.replace('_', '-')}: got {value}, expected more than 0")
@@ -198,7 +199,6 @@ _POSITIVE = (
     "disc_hidden_layers",
     "hidden_units",
     "critic_steps",
-    "checkpoint_every",
     "log_every",
 )
 _CHOICES = {

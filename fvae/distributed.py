@@ -27,6 +27,10 @@ from fvae.philox import Philox
 #: The objectives whose terms are means over the batch; others train in one process.
 OBJECTIVES = ("vae", "beta-vae", "factor-vae")
 
+# Steps between two messages about what one process alone knows, such as that it got a signal: each
+# makes the processes wait for one another, for about as long as a step takes on a GPU.
+_AGREE_EVERY = 16
+
 _T = TypeVar("_T")
 
 
@@ -52,13 +56,13 @@ class World:
     # --- the step ---------------------------------------------------------------------------
 
     def parallel(self, *players: nn.Module | None) -> Callable:
-        """Return ``run(terms_of, *args)``: ``terms_of(*args)``, whose backward averages gradients.
+        """Return ``run``: ``run(terms_of, *args)`` is ``terms_of(*args)`` with averaged gradients.
 
-        It keeps the players, not the function, so that nobody who holds both is held by them.
+        ``terms_of`` computes loss terms with the players, every parameter of which takes part. It
+        is handed over at each call, so that the players are all that ``run`` holds.
 
         Args:
-            players: the modules that terms_of trains, each parameter in each call; they get
-                process 0's weights.
+            players: the modules that are trained; they get process 0's weights.
         """
         if self.size == 1:
             return _call
@@ -127,13 +131,21 @@ class World:
         dist.all_reduce(x)
         return x / self.size
 
-    def largest(self, number: int) -> int:
-        """Return the largest of the processes' numbers, so that all act on the same one."""
+    @property
+    def agree_every(self) -> int:
+        """Steps between two calls of :meth:`largest` in the training loop."""
+        return 1 if self.size == 1 else _AGREE_EVERY
+
+    def largest(self, *numbers: int) -> list[int]:
+        """Return of each number the largest of the processes', so that all act on the same one.
+
+        One message between the processes, through the CPU: no GPU is waited for.
+        """
         if self.size == 1:
-            return number
-        agreed = torch.tensor(number)
+            return list(numbers)
+        agreed = torch.tensor(numbers)
         dist.all_reduce(agreed, dist.ReduceOp.MAX)
-        return int(agreed)
+        return agreed.tolist()
 
     def each(self, work: Callable[[], _T]) -> _T:
         """Return ``work()``, done by every process; what one of them raises, all raise.

@@ -245,17 +245,21 @@ def train(
         _save_together(
             [(configs[m], runs[m], trainer.state_of(m) | means.of(m).state()) for m in live]
         )
+        schedule.saved()
 
+    schedule = checkpoint.Schedule(config.checkpoint_every)
     if trainer.step_count == 0:
         save()
     started = time.monotonic() - max(single._seconds_so_far(log) for log in logs)
+    number = 0
     with single._StopSignal() as stop, contextlib.ExitStack() as opened:
         files = [opened.enter_context(log.open("a")) for log in logs]
-        while trainer.step_count < config.steps and not stop.number and live:
+        while trainer.step_count < config.steps and not number and live:
             means.add(trainer.step())
             done = trainer.step_count
             on_step(done)
-            if done % config.log_every == 0 or done == config.steps:
+            end, number = done == config.steps, stop.number
+            if end or done % config.log_every == 0:
                 drop(means.are_finite())
                 seconds = round(time.monotonic() - started, 3)
                 for m in live:
@@ -265,12 +269,10 @@ def train(
                     files[m].flush()
                     on_log(m, line)
                 means.clear()
-            if done % config.checkpoint_every == 0 or done == config.steps or stop.number:
+            if end or number or schedule.at(done) or schedule.by_clock():
                 save()
-        if stop.number and trainer.step_count < config.steps:
-            save()
-    if stop.number and trainer.step_count < config.steps:
-        return stop.number
+    if number and trainer.step_count < config.steps:
+        return number
     if lost:
         raise UserError("; ".join(map(str, lost)))
     return 0

@@ -15,7 +15,15 @@ from fvae.study_grid import OF_A_RUN, expand
 from fvae.study_launch import import_ray, ray_tasks, torchrun
 from fvae.study_plan import Plan, make_plan
 from fvae.study_progress import StudyProgress
-from fvae.study_work import Stop, failure, is_finished, locked, steps_done, work
+from fvae.study_work import (
+    Stop,
+    failure,
+    is_finished,
+    locked,
+    release_memory,
+    steps_done,
+    work,
+)
 
 STUDY_NAME = "study.json"
 LOG_NAME = "workers.log"
@@ -57,6 +65,7 @@ def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
         _check_free(out)
         store = data.load(config.data, progress=show_progress)
         train.make_trainer(next(iter(expand(config).values())), store)  # refuse what cannot train
+        release_memory(config.device)
         out.mkdir(parents=True, exist_ok=True)
         kept = {"settings": {}, "factors": list(store.factor_names), "execution": None}
     try:
@@ -122,7 +131,7 @@ def _execute(plan: Plan, config: StudyConfig, runs, protocol, store, stop, on_ev
         return []
     job = {
         "runs": str(runs.resolve()), "protocol": protocol, "data": config.data,
-        "threads": plan.threads,
+        "device": config.device, "threads": plan.threads,
     }  # fmt: skip
     if config.launcher == "ray":
         job["groups"] = plan.groups

@@ -127,7 +127,7 @@ def make_plan(
         ours = plan(strategy, "")
         group = {todo[g[0]].objective: [todo[n] for n in g] for g in sorted(ours.groups, key=len)}
         if "processes" in strategy:
-            times = _measure_processes(group, config.data, ours, seconds, log, stop)
+            times = _measure_processes(group, config, ours, seconds, log, stop)
         else:
             times = {o: step_seconds(g, store, seconds, stop) / len(g) for o, g in group.items()}
         if times:
@@ -159,7 +159,7 @@ def _stacks(runs: Path, todo: dict[str, TrainConfig], most: int) -> list[list[st
 
 def _measure_processes(
     groups: dict[str, list[TrainConfig]],
-    source: str,
+    config: StudyConfig,
     plan: Plan,
     seconds: float,
     log: Path,
@@ -173,7 +173,10 @@ def _measure_processes(
             times[event["pilot"]].append(event["seconds"])
 
     pilot = {o: [dataclasses.asdict(c) for c in group] for o, group in groups.items()}
-    job = {"pilot": pilot, "seconds": seconds, "data": source, "threads": plan.threads}
+    job = {
+        "pilot": pilot, "seconds": seconds, "data": config.data, "device": config.device,
+        "threads": plan.threads,
+    }  # fmt: skip
     torchrun(job, plan.processes, log, on_event, stop)
     # No memory for so many, no port to meet at: a strategy less.
     if any(len(times[o]) < plan.processes or min(times[o]) <= 0 for o in groups):

@@ -172,7 +172,8 @@ class Trainer:
 
     def is_finite(self) -> bool:
         """Return whether every weight is a finite number."""
-        return all(bool(p.isfinite().all()) for p in self._parameters().values())
+        each = [p.isfinite().all() for p in self._parameters().values()]
+        return bool(torch.stack(each).all())
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the next step depends on, by name."""
@@ -315,6 +316,9 @@ def train(
 ) -> int:
     """Train until ``config.steps``, from the run's checkpoint if it has one.
 
+    Checkpoints are written at the first start, every ``config.checkpoint_every`` steps or once a
+    minute (:class:`fvae.checkpoint.Schedule`), at a signal and at the end.
+
     Args:
         config: settings as :func:`create_run` or ``TrainConfig.from_file`` returned them.
         store: the data set.
@@ -325,8 +329,9 @@ def train(
             one alone.
 
     Returns:
-        0, or the number of the signal (SIGINT, SIGTERM) that ended the run early; its checkpoint
-        is then of the last step.
+        0, or the number of the signal (SIGINT, SIGTERM) that ended the run early, after the step in
+        which it came or, with other processes, some steps later; its checkpoint is then of the last
+        step.
 
     Raises:
         UserError: a loss or weight stopped being finite (the last good checkpoint is kept), or
@@ -348,7 +353,9 @@ def train(
         if not means.is_finite() or not trainer.is_finite():
             raise _diverged(trainer, run)
         world.on_main(lambda: checkpoint.save(run, trainer.state() | means.state(), config))
+        schedule.saved()
 
+    schedule = checkpoint.Schedule(config.checkpoint_every)
     if trainer.step_count == 0:
         save()
     started = time.monotonic() - _seconds_so_far(log)
@@ -358,8 +365,14 @@ def train(
             means.add(trainer.step())
             done = trainer.step_count
             on_step(done)
-            number = world.largest(stop.number)
-            if done % config.log_every == 0 or done == config.steps:
+            end = done == config.steps
+            logs = end or done % config.log_every == 0
+            saves = end or schedule.at(done)
+            # Of the clocks the main process's counts, so that all save at one step.
+            if logs or saves or done % world.agree_every == 0:
+                number, due = world.largest(stop.number, world.main and schedule.by_clock())
+                saves = saves or due or number
+            if logs:
                 means.share(world)
                 if not means.is_finite():
                     raise _diverged(trainer, run)
@@ -369,7 +382,7 @@ def train(
                 log_file.flush()
                 if world.main:
                     on_log(line)
-            if done % config.checkpoint_every == 0 or done == config.steps or number:
+            if saves:
                 save()
     return number if trainer.step_count < config.steps else 0
 

@@ -109,6 +109,22 @@ def test_help_documents_every_option_with_its_default(capsys):
     assert out.count("default:") >= len(dataclasses.fields(TrainConfig))
 
 
+def test_checkpoints_by_time_or_by_steps(run, capsys, tmp_path):
+    kept = lambda: json.loads((tmp_path / "a/config.json").read_text())["checkpoint_every"]  # noqa: E731
+    options = [*SMALL_OPTIONS, "--steps", "1", "--out", tmp_path / "a"]
+    assert json.loads((run / "config.json").read_text())["checkpoint_every"] is None
+    assert _fvae(capsys, "train", *options, "--checkpoint-every", "7")[0] == 0
+    assert kept() == 7
+    resume = ["train", "--resume", tmp_path / "a"]
+    assert _fvae(capsys, *resume)[0] == 0
+    assert kept() == 7
+    assert _fvae(capsys, *resume, "--checkpoint-every", "None")[0] == 0
+    assert kept() is None
+    status, _, error = _fvae(capsys, *resume, "--checkpoint-every", "0")
+    assert status == 2
+    assert "--checkpoint-every: got 0, expected more than 0" in error
+
+
 def test_the_module_and_the_command_are_one():
     done = subprocess.run(
         [sys.executable, "-m", "fvae", "--help"], check=True, capture_output=True, text=True

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -54,9 +55,51 @@ def _gradients_and_weights(objective, world):
     return out | {f"after.{n}": t.detach().contiguous() for n, t in trainer.state().items()}
 
 
-def _stop_at_7(step):
-    if step == 7:
-        os.kill(os.getpid(), signal.SIGTERM)
+def _holds_the_trainer(world):
+    """Whether what `World.parallel` returned keeps alive the trainer that has trained with it."""
+    trainer = train.Trainer(CONFIG, _store(), world)
+    trainer.step()
+    run, alive = trainer._run, weakref.ref(trainer)
+    del trainer
+    assert callable(run)
+    return alive() is not None
+
+
+def _reductions(run, world, **changes):
+    """Steps of checkpoints and number of messages of a run on whose clock 10 s pass a step."""
+    saves, messages, reduce, now = [], 0, torch.distributed.all_reduce, [0.0]
+    save, clock = checkpoint.save, checkpoint.clock
+
+    def counted(*args):
+        nonlocal messages
+        messages += 1
+        return reduce(*args)
+
+    def noted(run, tensors, config):
+        saves.append(int(tensors["rng.step"]))
+        save(run, tensors, config)
+
+    def tick(step):
+        # Process 1 has another opinion, which does not count.
+        now[0] += 1000.0 if world.rank else 10.0
+
+    torch.distributed.all_reduce, checkpoint.save = counted, noted
+    checkpoint.clock = lambda: now[0]
+    try:
+        config = dataclasses.replace(CONFIG, steps=50, log_every=1000, **changes)
+        config = world.on_main(lambda: train.create_run(config, run))
+        train.train(config, _store(), run, on_step=tick, world=world)
+    finally:
+        torch.distributed.all_reduce, checkpoint.save, checkpoint.clock = reduce, save, clock
+    return {"saves": saves, "messages": messages}
+
+
+def _stop_at(last):
+    def stop(step):
+        if step == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return stop
 
 
 def _caught(run):
@@ -119,10 +162,14 @@ def _process(rank, port, folder):
             tensors = _gradients_and_weights(objective, world)
             save_file(tensors, folder / f"{objective}.{rank}")
 
+        said["minutes"] = _reductions(folder / "minutes", world, checkpoint_every=None)
+        said["never"] = _reductions(folder / "never", world, checkpoint_every=1000)
+        said["held"] = _holds_the_trainer(world)
+
         # Process 1 alone gets the signal; then a single process goes on.
         run = folder / "stopped-by-two"
         config = world.on_main(lambda: train.create_run(CONFIG, run))
-        on_step = _stop_at_7 if rank == 1 else lambda step: None
+        on_step = _stop_at(9) if rank == 1 else lambda step: None
         lines = []
         said["stop"] = train.train(config, _store(), run, lines.append, on_step, world)
         said["lines"] = len(lines)
@@ -152,7 +199,7 @@ def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     run = folder / "stopped-by-one"
     config = train.create_run(CONFIG, run)
-    assert train.train(config, _store(), run, on_step=_stop_at_7) == signal.SIGTERM
+    assert train.train(config, _store(), run, on_step=_stop_at(7)) == signal.SIGTERM
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -185,6 +232,11 @@ def test_two_processes_give_the_gradients_of_one(pair, objective):
             _close(both[0][name], one[name], 1e-3)
 
 
+def test_a_trainer_is_gone_with_its_last_reference(pair):
+    assert not _holds_the_trainer(World())
+    assert [said["held"] for said in _said(pair)] == [False, False]
+
+
 def _log(run):
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
@@ -195,9 +247,9 @@ def test_a_run_goes_on_with_another_number_of_processes(pair, begun_by, tmp_path
     run = pair / f"stopped-by-{begun_by}"
     if begun_by == "two":
         with safe_open(run / checkpoint.NAME, "pt") as file:
-            assert int(file.get_tensor("rng.step")) == 7
-            # Three steps since the log's last line, as means over the global batch.
-            assert int(file.get_tensor("log.count")) == 3
+            assert int(file.get_tensor("rng.step")) == 10
+            # Two steps since the log's last line, as means over the global batch.
+            assert int(file.get_tensor("log.count")) == 2
         train.train(train.TrainConfig.from_file(run / "config.json"), _store(), run)
     whole = train.create_run(CONFIG, tmp_path / "whole")
     train.train(whole, _store(), tmp_path / "whole")
@@ -218,7 +270,19 @@ def test_a_run_goes_on_with_another_number_of_processes(pair, begun_by, tmp_path
 def test_a_signal_to_one_process_stops_both(pair):
     said = _said(pair)
     assert [s["stop"] for s in said] == [signal.SIGTERM] * 2
-    assert [s["lines"] for s in said] == [1, 0]  # process 0 alone logs
+    assert [s["lines"] for s in said] == [2, 0]  # process 0 alone logs
+
+
+def test_processes_agree_every_sixteenth_step_and_save_together(pair):
+    main, other = _said(pair)
+    # By the main process's clock; the last save is that of the end, the first that of the start.
+    assert main["minutes"]["saves"] == [0, 16, 32, 48, 50]
+    assert main["never"]["saves"] == [0, 50]
+    assert other["minutes"]["saves"] == other["never"]["saves"] == []
+    # After steps 16, 32, 48 and 50; and one for the log's means, at the end.
+    assert main["never"]["messages"] == other["never"]["messages"] == 4 + 1
+    # A checkpoint takes the means along.
+    assert main["minutes"]["messages"] == other["minutes"]["messages"] == 4 + 1 + 3
 
 
 def test_both_end_with_the_same_error(pair):
@@ -275,6 +339,28 @@ def test_what_does_not_fit_is_refused(monkeypatch):
     object.__setattr__(other, "objective", "another")
     with pytest.raises(UserError, match="--objective another: trains in one process"):
         join(other).__enter__()
+
+
+def test_the_runs_device_decides_about_gpus(monkeypatch):
+    _under_torchrun(monkeypatch, 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    done = []
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", done.append)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    # Kept: a context that is dropped ends.
+    cpu = join(dataclasses.replace(CONFIG, device="cpu"))
+    assert cpu.__enter__().rank == 1
+    assert done == ["gloo"]
+    with pytest.raises(UserError, match="--nproc-per-node 2: this machine has 1 CUDA devices"):
+        join(dataclasses.replace(CONFIG, device="cuda")).__enter__()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cuda = join(dataclasses.replace(CONFIG, device="cuda"))
+    cuda.__enter__()
+    assert done == ["gloo", 1, "cpu:gloo,cuda:nccl"]
 
 
 def test_one_process_of_torchrun_is_an_ordinary_run(monkeypatch):

@@ -146,6 +146,22 @@ def test_a_resumed_group_is_the_uninterrupted_one(objective, precision, store, t
         assert _log(a) == _log(b)
 
 
+def test_a_group_saves_at_one_step_once_a_minute(store, tmp_path, monkeypatch):
+    now, saves, save = [0.0], [], checkpoint.save
+    monkeypatch.setattr(checkpoint, "clock", lambda: now[0])
+
+    def noted(run, tensors, config, name):
+        saves.append((run.name, int(tensors["rng.step"])))
+        save(run, tensors, config, name)
+
+    def tick(step):
+        now[0] += 13.0
+
+    monkeypatch.setattr(checkpoint, "save", noted)
+    _run(_group(checkpoint_every=None), store, tmp_path / "a", on_step=tick)
+    assert saves == [(str(m), step) for step in (0, 5, 10, 12) for m in range(3)]
+
+
 def test_a_kill_between_two_replacements_leaves_one_step(store, tmp_path, monkeypatch):
     configs = _group()
     whole, _ = _run(configs, store, tmp_path / "a")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -513,6 +514,86 @@ def test_the_pilot_measures_and_leaves_nothing(small, tmp_path, monkeypatch):
         assert 0 < study_work.step_seconds(configs[:1], store, 0.05, stop) < 1
         assert 0 < study_work.step_seconds(configs, store, 0.05, stop) < 1
     assert list(tmp_path.glob("fvae-*")) == []
+
+
+def test_the_pilots_trainers_leave_no_memory_taken(small, tmp_path, monkeypatch):
+    alive, make, emptied = [], train.Trainer.__init__, []
+
+    def remember(self, *args):
+        make(self, *args)
+        alive.append(weakref.ref(self))
+
+    monkeypatch.setattr(train.Trainer, "__init__", remember)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    store = Store("bits", torch.zeros(4, 512, dtype=torch.uint8), (1, 64, 64), True)
+    configs = [c for c in expand(small).values() if c.objective == "factor-vae"]
+    with Stop() as stop:
+        study_work.step_seconds(configs[:1], store, 0.0, stop)
+        study_work.step_seconds(configs, store, 0.0, stop)
+    assert [trainer() for trainer in alive] == [None, None]
+    for device, initialised in (("cpu", True), ("cuda", False)):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda on=initialised: on)
+        study_work.release_memory(device)
+    assert emptied == []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    study_work.release_memory("cuda")
+    assert emptied == [True]
+
+
+def test_the_pilot_on_a_gpu_counts_what_is_done_not_what_is_handed_over(small, monkeypatch):
+    now, steps, waits = [0.0], [], []
+
+    def synchronize():
+        waits.append(steps[-1])
+        now[0] = 0.5 * steps[-1]
+
+    def endless(config, store, run, on_step):
+        for step in itertools.count(1):
+            steps.append(step)
+            now[0] += 1e-6  # to hand over a step
+            on_step(step)
+
+    monkeypatch.setattr(train, "train", endless)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    config = dataclasses.replace(next(iter(expand(small).values())), device="cuda")
+    with Stop() as stop:
+        assert study_work.step_seconds([config], None, 10.0, stop) == 0.5
+    assert waits == [6, 16, 32]
+
+
+@pytest.fixture
+def one_gpu(monkeypatch):
+    """A machine with one GPU, as far as PyTorch tells; the devices that were made current."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    return current
+
+
+def test_workers_take_a_gpu_only_if_the_study_is_for_gpus(
+    small, tmp_path, monkeypatch, one_gpu, capfd
+):
+    jobs = []
+    monkeypatch.setattr(study, "torchrun", lambda job, *_: jobs.append(job) or (True, []))
+    study.study(dataclasses.replace(small, devices=2, strategy="processes"), tmp_path / "a")
+    (job,) = jobs
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    # The study never closes our standard input.
+    monkeypatch.setattr(os, "read", lambda *_: threading.Event().wait())
+    for device, taken in (("cpu", []), ("cuda", [1])):
+        assert job["device"] == "cpu"
+        study_work._worker(json.loads(json.dumps(job | {"groups": [], "device": device})))
+        assert one_gpu == taken
+        assert json.loads(capfd.readouterr().out.splitlines()[-1]) == {"rank": 1, "ended": True}
+
+
+def test_a_study_for_the_cpu_asks_for_no_gpus(small, tmp_path, one_gpu):
+    with pytest.raises(UserError, match="--devices 2: PyTorch sees 1 CUDA devices"):
+        study._check_machine(dataclasses.replace(small, devices=2, device="cuda"))
+    study._check_machine(dataclasses.replace(small, devices=2, device="cpu"))
 
 
 @pytest.mark.slow

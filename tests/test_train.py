@@ -73,6 +73,40 @@ def test_a_resumed_run_is_the_uninterrupted_one(objective, precision, store, tmp
     assert _log(tmp_path / "a") == _log(tmp_path / "b")
 
 
+def test_a_checkpoint_a_minute_and_at_the_end(store, tmp_path, monkeypatch):
+    now, saves, save = [0.0], [], checkpoint.save
+    monkeypatch.setattr(checkpoint, "clock", lambda: now[0])
+
+    def noted(run, tensors, config):
+        saves.append(int(tensors["rng.step"]))
+        save(run, tensors, config)
+
+    def tick(step):
+        now[0] += 13.0
+
+    monkeypatch.setattr(checkpoint, "save", noted)
+    config = dataclasses.replace(SMALL, checkpoint_every=None)
+    a = _run(config, store, tmp_path / "a", on_step=tick)
+    assert saves == [0, 5, 10, 12]
+    assert TrainConfig.from_file(tmp_path / "a/config.json").checkpoint_every is None
+
+    def kill(step):
+        tick(step)
+        if step == 9:
+            raise Killed
+
+    with pytest.raises(Killed):
+        _run(config, store, tmp_path / "b", on_step=kill)
+    assert _step(tmp_path / "b" / checkpoint.NAME) == 5
+    # What an older configuration says still counts; where the saves are changes no tensor.
+    fixed = dataclasses.replace(config, checkpoint_every=4)
+    saves.clear()
+    train.train(fixed, store, tmp_path / "b", on_step=tick)
+    assert saves == [8, 12]
+    _assert_equal(a, load_file(tmp_path / "b" / checkpoint.NAME))
+    assert _log(tmp_path / "a") == _log(tmp_path / "b")
+
+
 def test_killed_process_resumes_to_the_same_tensors(tmp_path):
     def command(*options):
         return [sys.executable, "-m", "fvae", "train", *options]

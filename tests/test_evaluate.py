@@ -1,0 +1,57 @@
+"""Encoding for the scores: in chunks that suit the device, which is not waited for in between."""
+
+import torch
+from test_train import SMALL
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fvae import evaluate, nets
+from fvae.data import Store
+
+
+class _Recorder(TorchDispatchMode):
+    """Batch sizes of first convolutions, and "wait" for a value that the host reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.events = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("conv2d", "convolution") and args[0].shape[1] == 1:
+            self.events.append(args[0].shape[0])
+        if name in ("_local_scalar_dense", "nonzero", "lift_fresh"):
+            self.events.append("wait")
+        return function(*args, **(kwargs or {}))
+
+
+def _encode(monkeypatch, images):
+    """Results, what happened to the device, and what was said of the progress."""
+    vae = nets.build(SMALL, 1)[0]
+    data = torch.arange(50 * 512).remainder(251).byte().view(50, 512)
+    store = Store("bits", data, (1, 64, 64), True)
+    moved, to, cpu, done = [], Store.to, torch.Tensor.cpu, []
+    recorder = _Recorder()
+
+    def noted(tensor):
+        recorder.events.append("to the host")
+        return cpu(tensor)
+
+    monkeypatch.setattr(Store, "to", lambda self, d: moved.append(str(d)) or to(self, d))
+    monkeypatch.setattr(torch.Tensor, "cpu", noted)
+    with recorder:
+        result = evaluate.encode(vae, store, torch.arange(images) % 50, done.append)
+    assert moved == ["cpu"]
+    return result, recorder.events, done
+
+
+def test_codes_leave_the_device_once_at_the_end(monkeypatch):
+    (codes, _), events, done = _encode(monkeypatch, 150)
+    assert events == [64, 64, 22, "to the host", "to the host"]
+    assert done == [64, 128, 150]
+    assert codes.shape == (150, SMALL.latent_dim)
+    # A GPU's chunks, here on the CPU.
+    monkeypatch.setattr(evaluate, "_CHUNK", {"cpu": evaluate._CHUNK["cuda"]})
+    (same, _), events, done = _encode(monkeypatch, 5000)
+    assert events == [4096, 904, "to the host", "to the host"]
+    assert done == [4096, 5000]
+    torch.testing.assert_close(same[:150], codes)
