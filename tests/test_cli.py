@@ -7,6 +7,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_train import SMALL_OPTIONS
 
@@ -38,7 +39,7 @@ def test_a_run_folder_holds_what_it_says(run):
 
 
 def test_eval_report_traverse(run, capsys):
-    status, out, _ = _fvae(capsys, "eval", run, "--protocol", "kim2018", "--json")
+    status, out, _ = _fvae(capsys, "eval", run, "--device", "cpu", "--json")
     assert status == 0
     result = json.loads(out)
     for metric in ("factor_vae", "beta_vae", "mig", "sap", "dci"):
@@ -47,7 +48,7 @@ def test_eval_report_traverse(run, capsys):
     assert np.array(result["factor_vae"]["votes"]).shape == (4, 5)
     assert result["factor_vae"]["protocol"]["votes"] == 800
 
-    status, out, _ = _fvae(capsys, "eval", run)
+    status, out, _ = _fvae(capsys, "eval", run, "--device", "cpu", "--protocol", "kim2018")
     assert status == 0
     assert "factor_vae" in out
     assert "posX" in out
@@ -68,7 +69,8 @@ def test_eval_report_traverse(run, capsys):
 
 
 def test_exhaustive_reads_every_image(run, capsys):
-    status, out, _ = _fvae(capsys, "eval", run, "--protocol", "exhaustive", "--json")
+    arguments = ("--protocol", "exhaustive", "--json", "--device", "cpu")
+    status, out, _ = _fvae(capsys, "eval", run, *arguments)
     assert status == 0
     result = json.loads(out)
     assert result["images_encoded"] == 737_280
@@ -164,6 +166,7 @@ def _bad(*arguments, message):
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     status, out, err = _fvae(capsys, *arguments)
     assert status == 2
     assert re.search(message, err), err
@@ -250,7 +253,7 @@ def test_a_published_file_from_training_to_the_page(kind, capsys, tmp_path, monk
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    status, out, _ = _fvae(capsys, "eval", "../a", "--json")
+    status, out, _ = _fvae(capsys, "eval", "../a", "--json", "--device", "cpu")
     assert status == 0
     votes = np.array(json.loads(out)["factor_vae"]["votes"])
     assert votes.shape == (4, 5 if kind == "npz" else 6)

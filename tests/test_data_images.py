@@ -631,8 +631,8 @@ def test_a_folder_from_training_to_the_page(pictures, capsys, tmp_path, monkeypa
 def test_a_folder_with_the_name_of_a_built_in_set(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pictures.rename("dsprites")
-    assert settle(TrainConfig(data="dsprites")).data == "dsprites"
-    config = settle(TrainConfig(data="./dsprites"))
+    assert settle(TrainConfig(data="dsprites", device="cpu")).data == "dsprites"
+    config = settle(TrainConfig(data="./dsprites", device="cpu"))
     assert config.data == str(tmp_path / "dsprites")
     monkeypatch.chdir("/")
     assert load(config.data).name == "dsprites" and len(load(config.data)) == 30

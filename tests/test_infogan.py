@@ -282,7 +282,7 @@ def test_train_eval_report_traverse(dsprites, capsys, tmp_path):
     )  # fmt: skip
     assert status == 0
     assert "mi " in err
-    status, out, _ = _fvae(capsys, "eval", run, "--json")
+    status, out, _ = _fvae(capsys, "eval", run, "--json", "--device", "cpu")
     assert status == 0
     result = json.loads(out)
     assert len(result["mutual_information_dims"]) == 4

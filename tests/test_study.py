@@ -200,7 +200,8 @@ def test_a_study_makes_runs_scores_and_a_page_and_again_nothing(
 
     # The run folders are ordinary ones.
     one = str(folder / "runs" / "factor-vae-gamma10-seed0")
-    for command in (["eval", one, "--protocol", "exhaustive"], ["report", one]):
+    score = ["eval", one, "--protocol", "exhaustive", "--device", "cpu"]
+    for command in (score, ["report", one]):
         with pytest.raises(SystemExit) as stop:
             cli.main(command)
         assert stop.value.code == 0
