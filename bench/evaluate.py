@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fvae import data, train
+from fvae import data
 from fvae.cli import main as fvae
 from fvae.config import TrainConfig
 from fvae.metrics import BETA_VAE, FACTOR_VAE
-from fvae.nets import VAE
+from fvae.models.vae import VAE
+from fvae.training import loop
 
 PROTOCOL, BATCH, ONE_IN = "locatello2019", 64, 100
 
@@ -58,8 +59,8 @@ def our_seconds() -> float:
     """Seconds of ``fvae eval`` on a run of the default size."""
     with tempfile.TemporaryDirectory() as folder:
         run, store = Path(folder) / "run", data.load("dsprites")
-        config = train.create_run(TrainConfig(device="cpu", steps=1), run)
-        train.train(config, store, run)
+        config = loop.create_run(TrainConfig(device="cpu", steps=1), run)
+        loop.train(config, store, run)
         del store
         started = time.perf_counter()
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):

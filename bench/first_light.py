@@ -19,7 +19,7 @@ from bench.arithmetic import arithmetic, precisions
 from bench.record import Part, Record
 from bench.setup import Setup
 from fvae import Philox, ops
-from fvae.train import Trainer
+from fvae.training.trainer import Trainer
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _SAME_STEPS = 40

@@ -12,9 +12,10 @@ from bench.device_timing import interleaved, median, ratio, seconds_of, synchron
 from bench.record import Record
 from bench.setup import Setup
 from bench.step_rates import differences
-from fvae import evaluate, train
-from fvae.stacked import StackedTrainer
-from fvae.train import Trainer
+from fvae import evaluate
+from fvae.training.loop import create_run, settle, train
+from fvae.training.stacked import StackedTrainer
+from fvae.training.trainer import Trainer, make_trainer
 
 _PROFILED_STEPS = 10
 _KERNELS = 40  # of a profile's rows
@@ -155,13 +156,13 @@ def loop(setup: Setup, record: Record) -> dict[str, float]:
     def run(every: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
             config = setup.config(steps=steps, checkpoint_every=every)
-            config = train.create_run(config, Path(folder) / "run")
+            config = create_run(config, Path(folder) / "run")
             started = time.perf_counter()
-            train.train(config, setup.on_device, Path(folder) / "run")
+            train(config, setup.on_device, Path(folder) / "run")
             return steps / (time.perf_counter() - started)
 
     with record.attempt("loop/bare step"):
-        step = Trainer(train.settle(setup.config()), setup.on_device).step
+        step = Trainer(settle(setup.config()), setup.on_device).step
         seconds_of(step, setup.warm_up, setup.device)
         rates["bare step"] = steps / seconds_of(step, steps, setup.device)
     for name, every in (("no checkpoints", 1 << 40), ("a checkpoint each 1000 steps", 1000)):
@@ -169,8 +170,8 @@ def loop(setup: Setup, record: Record) -> dict[str, float]:
             rates[name] = run(every)
     for objective in ("infogan", "infowgan-gp"):
         with record.attempt(f"loop/{objective}"):
-            config = train.settle(setup.config(objective=objective))
-            step = train.make_trainer(config, setup.on_device).step
+            config = settle(setup.config(objective=objective))
+            step = make_trainer(config, setup.on_device).step
             count = 1 if setup.tiny else 30
             seconds_of(step, setup.warm_up // 2, setup.device)
             rates[objective] = count / seconds_of(step, count, setup.device)
@@ -187,8 +188,8 @@ def scored(setup: Setup) -> dict[str, float | str]:
     protocol = "exhaustive" if setup.tiny else "kim2018"
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        config = train.create_run(setup.config(steps=1), run)
-        train.train(config, setup.on_device, run)
+        config = create_run(setup.config(steps=1), run)
+        train(config, setup.on_device, run)
         encoded: list[float] = []
 
         def on_progress(done: int, total: int) -> None:

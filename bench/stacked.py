@@ -21,8 +21,8 @@ import torch
 from fvae import data
 from fvae.config import TrainConfig
 from fvae.device import cpu_features, has_fast_bf16, keep_freed_memory
-from fvae.stacked import StackedTrainer
-from fvae.train import Trainer
+from fvae.training.stacked import StackedTrainer
+from fvae.training.trainer import Trainer
 
 ROUNDS = 7
 MODEL_STEPS = 8  # a round and process: eight steps of one model, or one of eight models

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from bench.baseline import Textbook
-from fvae import data, objectives, ops, reference
+from fvae import data, ops
 from fvae.config import TrainConfig
 from fvae.device import has_fast_bf16, keep_freed_memory
+from fvae.ops import reference
 from fvae.philox import Philox
-from fvae.train import Trainer
+from fvae.training import objectives
+from fvae.training.trainer import Trainer
 
 ROUNDS = 12
 STEPS_A_ROUND = 8

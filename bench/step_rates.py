@@ -17,9 +17,10 @@ from bench.device_timing import Call, interleaved, median, ratio
 from bench.record import Record
 from bench.setup import Setup
 from bench.step import twin
-from fvae import ops, reference
+from fvae import ops
 from fvae.config import TrainConfig
-from fvae.train import Trainer
+from fvae.ops import reference
+from fvae.training.trainer import Trainer
 
 #: (relative, absolute) distance that a loss, in nats, may have from the textbook's.
 LOSS_TOLERANCE = {"fp32": (1e-4, 1e-4), "tf32": (5e-3, 5e-3), "bf16": (2e-2, 3e-2)}

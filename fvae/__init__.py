@@ -15,5 +15,5 @@ def __getattr__(name: str):
     if name in ("data", "metrics"):
         return importlib.import_module(f"fvae.{name}")
     if name == "load":
-        return importlib.import_module("fvae.checkpoint").load
+        return importlib.import_module("fvae.training.checkpoint").load
     raise AttributeError(f"module 'fvae' has no attribute {name!r}")

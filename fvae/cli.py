@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.table import Table
 
 from fvae.config import StudyConfig, TrainConfig
 from fvae.errors import UserError
+from fvae.registry import METRICS, OBJECTIVES
 
 _stderr = Console(stderr=True, highlight=False)
 
@@ -132,7 +133,15 @@ def _exit(status: int) -> None:
     sys.exit(status)
 
 
+def _offer_registered() -> None:
+    """Make the names in the registries the choices of the options that take them."""
+    objectives = Literal[tuple(OBJECTIVES)]
+    Train.__annotations__["objective"] = objectives
+    Study.__annotations__["objectives"] = tuple[objectives, ...]
+
+
 def _parse(arguments: list[str]):
+    _offer_registered()
     base, resumed = Train(), None
     if arguments[:1] == ["train"]:
         resumed = _option(arguments, "--resume")
@@ -182,7 +191,7 @@ def _one_line(box: str) -> str:
 
 
 def _check_resume(base: Train, command: Train) -> None:
-    from fvae.checkpoint import RESUMABLE
+    from fvae.training.checkpoint import RESUMABLE
 
     for field in dataclasses.fields(Train):
         given, kept = getattr(command, field.name), getattr(base, field.name)
@@ -213,9 +222,11 @@ def _load_data(source: str):
 
 
 def _train(command: Train) -> int:
-    from fvae import distributed, report, train
+    from fvae import report
     from fvae.device import keep_freed_memory
     from fvae.files import write_atomically
+    from fvae.progress import TrainingProgress
+    from fvae.training import distributed, loop
 
     config = _config_of(command)
     if command.backend is not None:
@@ -228,19 +239,17 @@ def _train(command: Train) -> int:
 
         if command.resume is not None:
             run = command.resume
-            config = world.on_main(lambda: train.settle(config))
+            config = world.on_main(lambda: loop.settle(config))
             store = load()
-            world.on_main(lambda: write_atomically(run / train.CONFIG_NAME, config.to_json()))
+            world.on_main(lambda: write_atomically(run / loop.CONFIG_NAME, config.to_json()))
         else:
             run = command.out or Path("runs") / f"{config.objective}-seed{config.seed}"
-            world.on_main(lambda: train.check_free(run))
+            world.on_main(lambda: loop.check_free(run))
             store = load()
-            config = world.on_main(lambda: train.create_run(config, run))
+            config = world.on_main(lambda: loop.create_run(config, run))
         keep_freed_memory()
-        with _Progress(config.steps) as progress:
-            signal_number = train.train(
-                config, store, run, progress.on_log, progress.on_step, world
-            )
+        with TrainingProgress(config.steps, _stderr) as progress:
+            signal_number = loop.train(config, store, run, progress.on_log, progress.on_step, world)
         if signal_number:
             stopped = f"stopped; continue with: fvae train --resume {run}"
             world.on_main(lambda: print(stopped, file=sys.stderr))
@@ -291,7 +300,7 @@ def _score_table(result: dict) -> Table:
     table.add_column("metric")
     table.add_column("score", justify="right")
     table.add_column("note")
-    for name in ("factor_vae", "beta_vae", "mig", "sap", "dci"):
+    for name in METRICS:
         score = result[name]["score"]
         shown = "-" if score is None else f"{score:.3f}"
         table.add_row(name, shown, result[name].get("note") or "")
@@ -370,49 +379,3 @@ _COMMANDS = {
     Data: _data,
     Doctor: _doctor,
 }
-
-
-class _Progress:
-    """A progress bar with steps/s, losses and remaining time; plain lines where no terminal is."""
-
-    def __init__(self, steps: int) -> None:
-        from rich import progress
-
-        self.steps, self.next_line = steps, 0
-        self.bar = progress.Progress(
-            progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-            progress.BarColumn(),
-            progress.TextColumn("{task.fields[rate]}"),
-            progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.fields[losses]}"),
-            console=_stderr,
-            refresh_per_second=2,
-            disable=not _stderr.is_terminal,
-        )
-        self.task = self.bar.add_task("train", total=steps, rate="", losses="")
-
-    def __enter__(self) -> "_Progress":
-        self.bar.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.__exit__(*error)
-
-    def on_step(self, done: int) -> None:
-        if _stderr.is_terminal:
-            self.bar.update(self.task, completed=done)
-
-    def on_log(self, line: dict) -> None:
-        from fvae.train import HEADLINES
-
-        losses = "  ".join(f"{n} {line[n]:.3g}" for n in HEADLINES if n in line)
-        speed = self.bar.tasks[0].speed
-        rate = f"{speed:.1f} steps/s" if speed else ""
-        if _stderr.is_terminal:
-            self.bar.update(self.task, losses=losses, rate=rate)
-        elif line["step"] >= self.next_line or line["step"] == self.steps:
-            self.next_line = line["step"] + self.steps / 20
-            print(
-                f"step {line['step']}/{self.steps}  {line['seconds']:.0f} s  {losses}",
-                file=sys.stderr,
-            )

@@ -8,11 +8,10 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from fvae.errors import UserError
-
-Objective = Literal["vae", "beta-vae", "factor-vae", "infogan", "infowgan-gp"]
+from fvae.registry import OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class TrainConfig:
     Numbers from Kim & Mnih 2018 unless a field says otherwise.
     """
 
-    objective: Objective = "factor-vae"
+    objective: str = "factor-vae"
     """What to minimise: reconstruction + KL (vae), + beta KL (beta-vae), or + KL + gamma TC
     (factor-vae); or a game between a generator and a critic that guesses the generator's codes
     (infogan, infowgan-gp)."""
@@ -105,8 +104,8 @@ class TrainConfig:
             raise UserError(
                 f"--categorical-sizes: got {self.categorical_sizes}, expected numbers of at least 2"
             )
-        for name in ("objective", "device", "precision"):
-            known = _CHOICES[name]
+        OBJECTIVES[self.objective]
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(
                     f"--{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}"
@@ -149,12 +148,12 @@ class StudyConfig(TrainConfig):
     The inherited fields hold for every run, but for those that the grid sets.
     """
 
-    objective: Objective = field(init=False, default=TrainConfig.objective)
+    objective: str = field(init=False, default=TrainConfig.objective)
     gamma: float = field(init=False, default=TrainConfig.gamma)
     beta: float = field(init=False, default=TrainConfig.beta)
     seed: int = field(init=False, default=TrainConfig.seed)
 
-    objectives: tuple[Objective, ...] = ("factor-vae", "beta-vae")
+    objectives: tuple[str, ...] = ("factor-vae", "beta-vae")
     """What to train; objectives other than factor-vae and beta-vae have no weight to vary."""
     gammas: tuple[float, ...] = (10.0, 20.0, 30.0, 40.0, 50.0, 100.0)
     """Weights of the total correlation, for factor-vae; those of Locatello et al. 2019."""
@@ -180,6 +179,8 @@ class StudyConfig(TrainConfig):
         for name in ("seeds", "devices"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}: got {getattr(self, name)}, expected 1 or more")
+        for name in self.objectives:
+            OBJECTIVES[name]
         for name in ("objectives", "gammas", "betas"):
             if not getattr(self, name):
                 raise UserError(f"--{name}: got none, expected one or more")
@@ -202,7 +203,6 @@ _POSITIVE = (
     "log_every",
 )
 _CHOICES = {
-    "objective": get_args(Objective),
     "device": ("auto", "cpu", "cuda"),
     "precision": ("auto", "fp32", "tf32", "bf16"),
 }

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from fvae.errors import UserError
-from fvae.nets import Discriminator
+from fvae.models.vae import Discriminator
 from fvae.ops import permute_dims
-from fvae.reference import kl_to_prior
-from fvae.two_players import two_players
+from fvae.ops.reference import kl_to_prior
+from fvae.registry import METRICS
+from fvae.training.two_players import two_players
 
 if TYPE_CHECKING:
     from fvae import metrics
@@ -106,7 +107,8 @@ def score(
             tensor ``[N, ...]``, or a map-style data set of PyTorch whose items are images, or
             begin with them (both come as they are).
         factor_sizes: K sizes, each at least 2, whose product is N; None takes the store's.
-        metric: "factor_vae", "beta_vae", "mig", "sap" or "dci".
+        metric: a name in :data:`fvae.registry.METRICS`: "factor_vae", "beta_vae", "mig", "sap",
+            "dci".
         protocol: of "factor_vae" and "beta_vae"; the others have one protocol.
         seed: of the metric's random numbers.
         batch_size: images encoded at a time.
@@ -151,12 +153,8 @@ def score(
             codes[part] = mu
             kl = None if kl_rows is None else kl + kl_rows.sum(0)
             done += len(images)
-    if metric == "factor_vae":
-        mean_kl = None if kl is None else kl / len(rows)
-        return metrics.factor_vae_score(codes, factor_sizes, protocol, seed, kl=mean_kl)
-    if metric == "beta_vae":
-        return metrics.beta_vae_score(codes, factor_sizes, protocol, seed)
-    return getattr(metrics, f"{metric}_score")(codes, factor_sizes, seed)
+    mean_kl = None if kl is None else kl / len(rows)
+    return METRICS[metric].score(codes, factor_sizes, protocol, seed, mean_kl)
 
 
 def _batches(dataset: Any, rows: Tensor, batch_size: int) -> Iterator[Tensor]:

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fvae import checkpoint, metrics, reference
+from fvae import metrics
 from fvae.data import Store
 from fvae.device import arithmetic
 from fvae.errors import UserError
 from fvae.files import write_atomically
-from fvae.infogan import InfoGAN
-from fvae.nets import VAE
+from fvae.models.infogan import InfoGAN
+from fvae.models.vae import VAE
+from fvae.ops import reference
+from fvae.registry import METRICS
+from fvae.training import checkpoint
 
 # Images encoded at once, by device. The first layer's output then fits the second-level cache of
 # two cores, or fills a GPU with 0.5 GB.
@@ -46,7 +49,8 @@ def encode(
 
     Returns:
         mu, float32 ``[n, d]`` on the CPU, and information, float64 ``[d]``, nats: the mean KL to
-        the prior, or, of a model that trains with none, :meth:`fvae.infogan.InfoGAN.information`.
+        the prior, or, of a model that trains with none,
+        :meth:`fvae.models.infogan.InfoGAN.information`.
     """
     device = next(model.parameters()).device
     store, indices, chunk = store.to(device), indices.to(device), _CHUNK[device.type]
@@ -101,10 +105,7 @@ def evaluate(
         )
     model = checkpoint.load(run, device)
     sizes = store.factor_sizes
-    # `exhaustive` reads every image and draws nothing; the sampled metrics have no such form.
-    sampled = protocol != "exhaustive"
-    names = ("factor_vae", "beta_vae", "mig", "sap", "dci") if sampled else ("factor_vae",)
-    needed = torch.as_tensor(np.asarray(metrics.needed(sizes, names, protocol, seed)))
+    needed = metrics.needed(sizes, protocol=protocol, seed=seed)
     part, information = encode(model, store, needed, lambda done: on_progress(done, len(needed)))
     # NaN where nothing was encoded: a metric that read such a row would say so.
     codes = torch.full((len(store), model.latent_dim), torch.nan)
@@ -114,17 +115,17 @@ def evaluate(
     # The threshold below which a protocol drops a dimension is one of the KL to the prior.
     kl = information if model.information_name == "KL" else None
     result["mutual_information_dims" if kl is None else "kl_dims"] = information.tolist()
-    score = metrics.factor_vae_score(codes, sizes, protocol, seed, kl=kl)
-    result["factor_vae"] = _plain(score) | {"factor_names": list(store.factor_names)}
-    if kl is None and score.protocol.prune == "kl" and not score.note:
-        result["factor_vae"]["note"] = "the model has no KL: only constant dimensions are dropped"
-    absent = {"score": None, "note": "draws random numbers; use kim2018 or locatello2019"}
-    result["beta_vae"] = (
-        _plain(metrics.beta_vae_score(codes, sizes, protocol, seed)) if sampled else absent
-    )
-    for name in ("mig", "sap", "dci"):
-        function = getattr(metrics, f"{name}_score")
-        result[name] = _plain(function(codes, sizes, seed)) if sampled else absent
+    for name, metric in METRICS.items():
+        # `exhaustive` reads every image and draws nothing; the sampled metrics have no such form.
+        if protocol in metric.protocols:
+            result[name] = _plain(metric.score(codes, sizes, protocol, seed, kl))
+        else:
+            note = f"draws random numbers; use {' or '.join(metric.protocols)}"
+            result[name] = {"score": None, "note": note}
+    votes = result["factor_vae"]
+    votes["factor_names"] = list(store.factor_names)
+    if kl is None and votes["protocol"]["prune"] == "kl" and not votes["note"]:
+        votes["note"] = "the model has no KL: only constant dimensions are dropped"
     write_atomically(run / f"eval-{protocol}.json", json.dumps(result, indent=2) + "\n")
     return result
 

@@ -19,11 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fvae import train
 from fvae.config import TrainConfig
 from fvae.data import LayeredStore, Store
-from fvae.stacked import StackedTrainer
-from fvae.train_infogan import InfoGANTrainer
+from fvae.training.infogan import InfoGANTrainer
+from fvae.training.stacked import StackedTrainer
+from fvae.training.trainer import Trainer, make_trainer
 
 SMALL = TrainConfig(
     device="cuda", batch_size=4, latent_dim=3, disc_units=8, conv_channels=(4, 4, 4, 4),
@@ -91,7 +91,7 @@ def step(models=1, kind="bits", **settings):
     """Do a step but for its backward pass; return what it did."""
     config = dataclasses.replace(SMALL, **settings)
     if models == 1:
-        trainer = train.make_trainer(config, store(kind))
+        trainer = make_trainer(config, store(kind))
     else:
         each = [dataclasses.replace(config, seed=m) for m in range(models)]
         trainer = StackedTrainer(each, store(kind))
@@ -118,7 +118,7 @@ def main():
     """Print a line for each kind of step."""
     ctypes.CDLL(sys.argv[1])
     nn.Module.to = module_to
-    for trainer_class in (train.Trainer, StackedTrainer, InfoGANTrainer):
+    for trainer_class in (Trainer, StackedTrainer, InfoGANTrainer):
         built_for_real(trainer_class)
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda *args, **kwargs: True

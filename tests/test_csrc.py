@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fvae import Philox, reference
+from fvae import Philox
+from fvae.ops import reference
 from fvae.philox import Stream
 
 HERE = Path(__file__).parent / "csrc"

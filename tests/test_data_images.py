@@ -23,7 +23,7 @@ from fvae import cli, data
 from fvae.config import TrainConfig
 from fvae.data import image_files, images, load
 from fvae.errors import UserError
-from fvae.train import settle
+from fvae.training.loop import settle
 
 RNG = np.random.default_rng(0)
 RED, GREEN = (255, 0, 0), (0, 128, 0)

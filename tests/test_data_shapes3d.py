@@ -12,7 +12,7 @@ from fvae.config import TrainConfig
 from fvae.data import LayeredStore, render_shapes3d
 from fvae.errors import UserError
 from fvae.evaluate import pixels
-from fvae.train import Trainer
+from fvae.training.trainer import Trainer
 
 SIZES = (10, 10, 10, 8, 4, 15)
 FLOOR, WALL, OBJECT, SCALE, SHAPE, ORIENTATION = range(6)

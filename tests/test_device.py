@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from fvae import infogan, nets
 from fvae.config import TrainConfig
 from fvae.device import arithmetic, resolve_precision
 from fvae.errors import UserError
+from fvae.models import infogan
+from fvae.models import vae as nets
 
 CUDA = torch.device("cuda")
 

@@ -20,10 +20,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_train import SMALL, SMALL_OPTIONS
 
-from fvae import Philox, checkpoint, ops, train
+from fvae import Philox, ops
 from fvae.data import Store
-from fvae.distributed import OBJECTIVES, World, join
 from fvae.errors import UserError
+from fvae.training import checkpoint, loop
+from fvae.training.distributed import OBJECTIVES, World, join
+from fvae.training.trainer import Trainer
 
 CONFIG = dataclasses.replace(SMALL, batch_size=6)
 SIZE = 2
@@ -41,7 +43,7 @@ def _config(objective):
 
 def _gradients_and_weights(objective, world):
     """Gradients of each of two steps, and everything a run keeps after six more."""
-    trainer = train.Trainer(_config(objective), _store(), world)
+    trainer = Trainer(_config(objective), _store(), world)
     out, clear = {}, trainer.optimizer.zero_grad
     trainer.optimizer.zero_grad = lambda set_to_none: None
     for step in range(2):
@@ -57,7 +59,7 @@ def _gradients_and_weights(objective, world):
 
 def _holds_the_trainer(world):
     """Whether what `World.parallel` returned keeps alive the trainer that has trained with it."""
-    trainer = train.Trainer(CONFIG, _store(), world)
+    trainer = Trainer(CONFIG, _store(), world)
     trainer.step()
     run, alive = trainer._run, weakref.ref(trainer)
     del trainer
@@ -87,8 +89,8 @@ def _reductions(run, world, **changes):
     checkpoint.clock = lambda: now[0]
     try:
         config = dataclasses.replace(CONFIG, steps=50, log_every=1000, **changes)
-        config = world.on_main(lambda: train.create_run(config, run))
-        train.train(config, _store(), run, on_step=tick, world=world)
+        config = world.on_main(lambda: loop.create_run(config, run))
+        loop.train(config, _store(), run, on_step=tick, world=world)
     finally:
         torch.distributed.all_reduce, checkpoint.save, checkpoint.clock = reduce, save, clock
     return {"saves": saves, "messages": messages}
@@ -112,7 +114,7 @@ def _caught(run):
 
 def _poison(run, world):
     """Spoil a weight of process 1 alone, between two checkpoints."""
-    trainers, make = [], train.Trainer.__init__
+    trainers, make = [], Trainer.__init__
 
     def remember(self, *args):
         make(self, *args)
@@ -122,18 +124,18 @@ def _poison(run, world):
         if step == 8 and world.rank == 1:
             next(trainers[0].vae.parameters()).data.fill_(float("nan"))
 
-    train.Trainer.__init__ = remember
+    Trainer.__init__ = remember
     try:
-        config = world.on_main(lambda: train.create_run(CONFIG, run))
+        config = world.on_main(lambda: loop.create_run(CONFIG, run))
         config = dataclasses.replace(config, log_every=100)
-        train.train(config, _store(), run, on_step=spoil, world=world)
+        loop.train(config, _store(), run, on_step=spoil, world=world)
     finally:
-        train.Trainer.__init__ = make
+        Trainer.__init__ = make
 
 
 def _fill_the_disk(run, world):
     """Writing fails in process 0, which alone writes."""
-    config = world.on_main(lambda: train.create_run(CONFIG, run))
+    config = world.on_main(lambda: loop.create_run(CONFIG, run))
     save = checkpoint.save
 
     def full(*args):
@@ -143,7 +145,7 @@ def _fill_the_disk(run, world):
         checkpoint.save = full if world.main else save
 
     try:
-        train.train(config, _store(), run, on_step=fill, world=world)
+        loop.train(config, _store(), run, on_step=fill, world=world)
     finally:
         checkpoint.save = save
 
@@ -168,15 +170,15 @@ def _process(rank, port, folder):
 
         # Process 1 alone gets the signal; then a single process goes on.
         run = folder / "stopped-by-two"
-        config = world.on_main(lambda: train.create_run(CONFIG, run))
+        config = world.on_main(lambda: loop.create_run(CONFIG, run))
         on_step = _stop_at(9) if rank == 1 else lambda step: None
         lines = []
-        said["stop"] = train.train(config, _store(), run, lines.append, on_step, world)
+        said["stop"] = loop.train(config, _store(), run, lines.append, on_step, world)
         said["lines"] = len(lines)
 
         # The run that a single process began.
         run = folder / "stopped-by-one"
-        train.train(train.TrainConfig.from_file(run / "config.json"), _store(), run, world=world)
+        loop.train(loop.TrainConfig.from_file(run / "config.json"), _store(), run, world=world)
 
         said["nan"] = _caught(lambda: _poison(folder / "nan", world))
         said["full"] = _caught(lambda: _fill_the_disk(folder / "full", world))
@@ -198,8 +200,8 @@ def pair(tmp_path_factory):
     """The folder in which two processes have left what they found."""
     folder = tmp_path_factory.mktemp("pair")
     run = folder / "stopped-by-one"
-    config = train.create_run(CONFIG, run)
-    assert train.train(config, _store(), run, on_step=_stop_at(7)) == signal.SIGTERM
+    config = loop.create_run(CONFIG, run)
+    assert loop.train(config, _store(), run, on_step=_stop_at(7)) == signal.SIGTERM
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -250,9 +252,9 @@ def test_a_run_goes_on_with_another_number_of_processes(pair, begun_by, tmp_path
             assert int(file.get_tensor("rng.step")) == 10
             # Two steps since the log's last line, as means over the global batch.
             assert int(file.get_tensor("log.count")) == 2
-        train.train(train.TrainConfig.from_file(run / "config.json"), _store(), run)
-    whole = train.create_run(CONFIG, tmp_path / "whole")
-    train.train(whole, _store(), tmp_path / "whole")
+        loop.train(loop.TrainConfig.from_file(run / "config.json"), _store(), run)
+    whole = loop.create_run(CONFIG, tmp_path / "whole")
+    loop.train(whole, _store(), tmp_path / "whole")
     lines = _log(run)
     assert [line["step"] for line in lines] == [4, 8, 12]
     for got, want in zip(lines, _log(tmp_path / "whole"), strict=True):

@@ -17,8 +17,8 @@ from torch import nn
 from fvae import drop_in, evaluate, metrics, ops
 from fvae.data import Store
 from fvae.errors import UserError
-from fvae.nets import VAE, Discriminator
-from fvae.two_players import two_players
+from fvae.models.vae import VAE, Discriminator
+from fvae.training.two_players import two_players
 
 README = Path(__file__).parents[1] / "README.md"
 SIZES = (3, 4, 5)

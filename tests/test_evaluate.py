@@ -4,8 +4,9 @@ import torch
 from test_train import SMALL
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fvae import evaluate, nets
+from fvae import evaluate
 from fvae.data import Store
+from fvae.models import vae as nets
 
 
 class _Recorder(TorchDispatchMode):

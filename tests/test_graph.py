@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fvae.config import TrainConfig
 from fvae.data import LayeredStore, Store
-from fvae.graph import WARM_UP, StepGraph, _side_stream
-from fvae.stacked import StackedTrainer
-from fvae.train import Trainer, make_trainer
+from fvae.training.graph import WARM_UP, StepGraph, _side_stream
+from fvae.training.stacked import StackedTrainer
+from fvae.training.trainer import Trainer, make_trainer
 
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no GPU: the graphed step is not tried"

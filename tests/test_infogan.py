@@ -11,11 +11,13 @@ from test_train import Killed, _assert_equal, _log, _run
 from torch import nn
 
 import fvae
-from fvae import checkpoint, infogan, train
 from fvae.config import TrainConfig
 from fvae.data import Store
-from fvae.infogan import Codes, InfoGAN
+from fvae.models import infogan
+from fvae.models.infogan import Codes, InfoGAN
 from fvae.philox import Philox
+from fvae.training import checkpoint, loop
+from fvae.training.trainer import make_trainer
 
 GANS = ("infogan", "infowgan-gp")
 TINY = {"conv_channels": (4, 4, 4, 4), "hidden_units": 8}
@@ -146,7 +148,7 @@ def test_codes_come_from_their_priors():
 
 @pytest.mark.parametrize("objective", GANS)
 def test_each_player_is_updated_alone(objective, store, monkeypatch):
-    trainer = train.make_trainer(dataclasses.replace(SMALL, objective=objective), store)
+    trainer = make_trainer(dataclasses.replace(SMALL, objective=objective), store)
     update, seen = trainer._update_player, []
     players = (trainer.model.critic, trainer.model.generator)
     names = [[name for name, _ in player.named_parameters()] for player in players]
@@ -185,7 +187,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(objective, precision, store, tmp
     with pytest.raises(Killed):
         _run(config, store, tmp_path / "b", on_step=kill)
     assert int(load_file(tmp_path / "b" / checkpoint.NAME)["rng.step"]) == 5
-    train.train(TrainConfig.from_file(tmp_path / "b/config.json"), store, tmp_path / "b")
+    loop.train(TrainConfig.from_file(tmp_path / "b/config.json"), store, tmp_path / "b")
     _assert_equal(whole, load_file(tmp_path / "b" / checkpoint.NAME))
     assert _log(tmp_path / "a") == _log(tmp_path / "b")
 
@@ -193,7 +195,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(objective, precision, store, tmp
 def test_the_seed_alone_makes_the_run(store):
     def losses(seed):
         torch.manual_seed(seed + 5)
-        trainer = train.make_trainer(dataclasses.replace(SMALL, seed=seed), store)
+        trainer = make_trainer(dataclasses.replace(SMALL, seed=seed), store)
         return [{k: float(v) for k, v in trainer.step().items()} for _ in range(3)]
 
     assert losses(0) == losses(0)
@@ -205,7 +207,7 @@ def test_bf16_steps_like_fp32(store):
     # part, and the others.
     grads = {}
     for precision in ("fp32", "bf16"):
-        trainer = train.make_trainer(dataclasses.replace(SMALL, precision=precision), store)
+        trainer = make_trainer(dataclasses.replace(SMALL, precision=precision), store)
         codes = trainer.model.draw(3, trainer.rng)
         x = torch.rand(3, 1, 64, 64, generator=torch.Generator().manual_seed(0))
         with trainer._autocast():

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from fvae import Philox, ops, reference
+from fvae import Philox, ops
+from fvae.ops import reference
 
 SIZES = (3, 4, 5)
 BACKENDS = [name for name in ("reference", "cpp") if name in ops.BACKENDS]

@@ -10,8 +10,8 @@ from fvae import metrics, philox
 from fvae.errors import UserError
 from fvae.metrics.protocols import BETA_VAE
 from fvae.metrics.sampling import classes_of
+from fvae.ops.reference import pair_chunks
 from fvae.philox import Philox, Stream
-from fvae.reference import pair_chunks
 
 SIZES = (3, 4, 5, 8)
 N = math.prod(SIZES)

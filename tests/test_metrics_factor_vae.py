@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from fvae import metrics
 from fvae.errors import UserError
 from fvae.metrics import sampling
+from fvae.ops.reference import vote_samples
 from fvae.philox import Philox
-from fvae.reference import vote_samples
 
 SIZES = (3, 4, 5, 8)
 N = math.prod(SIZES)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from fvae import Philox, ops, reference
+from fvae import Philox, ops
+from fvae.ops import reference
 
 SIZES = (3, 4, 5)
 needs_extension = pytest.mark.skipif(
@@ -36,7 +37,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
         )  # fmt: skip
 
     whole = features()
-    monkeypatch.setattr("fvae.reference._PAIRS_AT_ONCE", 30)
+    monkeypatch.setattr("fvae.ops.reference._PAIRS_AT_ONCE", 30)
     for a, b in zip(features(), whole, strict=True):
         assert torch.equal(a, b)
 

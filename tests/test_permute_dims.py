@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from fvae import Philox, ops, reference
+from fvae import Philox, ops
+from fvae.ops import reference
 
 DTYPES = [torch.float32, torch.bfloat16]
 

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import fvae
-from fvae import checkpoint, nets, stacked, train
 from fvae.config import TrainConfig
 from fvae.data import Store
 from fvae.errors import UserError
+from fvae.models import vae as nets
+from fvae.models.stacked import StackedVAE, stack
 from fvae.philox import Philox
-from fvae.stacked_nets import StackedVAE, stack
-from fvae.two_players import two_players
+from fvae.training import checkpoint, loop, stacked
+from fvae.training.trainer import Trainer
+from fvae.training.two_players import two_players
 
 SMALL = TrainConfig(
     steps=12, batch_size=3, latent_dim=4, disc_units=8, disc_hidden_layers=2,
@@ -42,7 +44,7 @@ def _group(objective="factor-vae", **changes):
 
 def _create(configs, folder):
     runs = [folder / str(m) for m in range(len(configs))]
-    return [train.create_run(c, run) for c, run in zip(configs, runs, strict=True)], runs
+    return [loop.create_run(c, run) for c, run in zip(configs, runs, strict=True)], runs
 
 
 def _run(configs, store, folder, **callbacks):
@@ -97,7 +99,7 @@ def test_a_hundred_steps_are_those_of_each_model_alone(objective, group, store):
     if objective == "beta-vae":
         configs[0] = dataclasses.replace(configs[0], objective="vae")
     together = stacked.StackedTrainer(configs, store, group)
-    alone = [train.Trainer(c, store) for c in configs]
+    alone = [Trainer(c, store) for c in configs]
     check = _assert_equal if group == 1 else _assert_close
     for _ in range(100):
         terms = together.step()
@@ -115,7 +117,7 @@ def test_run_folders_are_those_of_each_model_alone(objective, store, tmp_path):
     runs, _ = _run(configs, store, tmp_path / "a", on_log=lambda m, line: seen.append((m, line)))
     configs, alone = _create(configs, tmp_path / "b")
     for config, ours, run in zip(configs, runs, alone, strict=True):
-        train.train(config, store, run)
+        loop.train(config, store, run)
         assert {p.name for p in ours.iterdir()} == {p.name for p in run.iterdir()}
         _assert_equal(_tensors(ours), _tensors(run))
         assert _log(ours) == _log(run)
@@ -126,7 +128,7 @@ def test_run_folders_are_those_of_each_model_alone(objective, store, tmp_path):
 
 def test_one_model_is_a_run(store, tmp_path):
     runs, _ = _run([SMALL], store, tmp_path / "a")
-    train.train(train.create_run(SMALL, tmp_path / "b"), store, tmp_path / "b")
+    loop.train(loop.create_run(SMALL, tmp_path / "b"), store, tmp_path / "b")
     _assert_equal(_tensors(runs[0]), _tensors(tmp_path / "b"))
     assert _log(runs[0]) == _log(tmp_path / "b")
 
@@ -216,12 +218,12 @@ def test_checkpoints_are_interchangeable(store, tmp_path):
     runs, _ = _run(short, store, tmp_path / "a")
     whole, _ = _run(configs, store, tmp_path / "whole")
     for config, run, expected in zip(configs, runs, whole, strict=True):
-        train.train(config, store, run)
+        loop.train(config, store, run)
         _assert_equal(_tensors(run), _tensors(expected))
     # Alone, then stacked.
     short, runs = _create(short, tmp_path / "b")
     for config, run in zip(short, runs, strict=True):
-        train.train(config, store, run)
+        loop.train(config, store, run)
     stacked.train(configs, store, runs)
     for run, expected in zip(runs, whole, strict=True):
         _assert_equal(_tensors(run), _tensors(expected))
@@ -229,7 +231,7 @@ def test_checkpoints_are_interchangeable(store, tmp_path):
 
 def test_runs_at_different_steps_are_refused(store, tmp_path):
     configs, runs = _create(_group(), tmp_path)
-    train.train(dataclasses.replace(configs[1], steps=6), store, runs[1])
+    loop.train(dataclasses.replace(configs[1], steps=6), store, runs[1])
     with pytest.raises(UserError, match=r"different steps \(.*0 0, .*1 6, .*2 0\)"):
         stacked.train(configs, store, runs)
     assert int(_tensors(runs[1])["rng.step"]) == 6
@@ -279,7 +281,7 @@ def test_colour_images_train(tmp_path):
         together = stacked.StackedTrainer(_group(), colour, group)
         terms = together.step()
         for m, config in enumerate(_group()):
-            expected = train.Trainer(config, colour).step()
+            expected = Trainer(config, colour).step()
             _assert_close({k: v[m] for k, v in terms.items()}, expected)
 
 
@@ -313,7 +315,7 @@ def test_seed_and_weight_may_differ(seed, gamma, beta, warmup, a, b):
 @pytest.mark.parametrize("group", [1, 2, 4])
 def test_stacked_networks_are_the_networks(group):
     configs = [dataclasses.replace(SMALL, seed=s) for s in range(4)]
-    vaes, discriminators = zip(*(nets.build(c, 3) for c in configs), strict=True)
+    vaes, discriminators = zip(*(nets.build(c, 3, True) for c in configs), strict=True)
     whole = StackedVAE(vaes, group)
     x, z = torch.rand(4, 5, 3, 64, 64), torch.randn(4, 5, 4)
     for m, vae in enumerate(vaes):
@@ -334,7 +336,7 @@ def test_stacked_networks_are_the_networks(group):
 
 
 def test_bad_shapes():
-    vae, discriminator = nets.build(SMALL, 1)
+    vae, discriminator = nets.build(SMALL, 1, True)
     with pytest.raises(ValueError, match="expected a divisor of 3"):
         StackedVAE([vae] * 3, 2)
     with pytest.raises(ValueError, match=r"z: got \[2, 3, 4\]"):

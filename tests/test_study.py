@@ -20,12 +20,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_train import SMALL
 
-from fvae import cli, data, report, study, study_plan, study_work, train
+from fvae import cli, data, report, study
 from fvae.config import StudyConfig, TrainConfig
 from fvae.data import Store
 from fvae.errors import UserError
-from fvae.study_grid import expand, setting_of
-from fvae.study_work import Stop, steps_done
+from fvae.study import plan as study_plan
+from fvae.study import work as study_work
+from fvae.study.grid import expand, setting_of
+from fvae.study.work import Stop, steps_done
+from fvae.training import loop
+from fvae.training.trainer import Trainer
 
 _WRITE_REPORT = report.write_report
 _COMMON = {
@@ -241,7 +245,7 @@ def _workers(folder):
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"fvae.study_work" in words and b"torch.distributed.run" not in words:
+        if b"fvae.study.work" in words and b"torch.distributed.run" not in words:
             found += [int(path.parent.name)] * (str(folder).encode() in b" ".join(words))
     return found
 
@@ -288,7 +292,7 @@ def test_processes_outlive_the_death_of_one(small, tmp_path, capfd):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_with_checkpoints(number, small, tmp_path, monkeypatch, capfd):
     assert study.study(small, tmp_path / "a") == 0
-    real = train.train
+    real = loop.train
     calls = []
 
     def interrupted(config, store, run, on_log=lambda line: None, on_step=lambda step: None):
@@ -302,7 +306,7 @@ def test_a_signal_stops_with_checkpoints(number, small, tmp_path, monkeypatch, c
 
     config = dataclasses.replace(small, strategy="one-by-one")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train", interrupted)
+        patch.setattr(loop, "train", interrupted)
         assert study.study(config, tmp_path / "b") == 128 + number
     assert "give the same command again" in capfd.readouterr().err
     names = list(expand(small))
@@ -518,13 +522,13 @@ def test_the_pilot_measures_and_leaves_nothing(small, tmp_path, monkeypatch):
 
 
 def test_the_pilots_trainers_leave_no_memory_taken(small, tmp_path, monkeypatch):
-    alive, make, emptied = [], train.Trainer.__init__, []
+    alive, make, emptied = [], Trainer.__init__, []
 
     def remember(self, *args):
         make(self, *args)
         alive.append(weakref.ref(self))
 
-    monkeypatch.setattr(train.Trainer, "__init__", remember)
+    monkeypatch.setattr(Trainer, "__init__", remember)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
     store = Store("bits", torch.zeros(4, 512, dtype=torch.uint8), (1, 64, 64), True)
     configs = [c for c in expand(small).values() if c.objective == "factor-vae"]
@@ -554,7 +558,7 @@ def test_the_pilot_on_a_gpu_counts_what_is_done_not_what_is_handed_over(small, m
             now[0] += 1e-6  # to hand over a step
             on_step(step)
 
-    monkeypatch.setattr(train, "train", endless)
+    monkeypatch.setattr(loop, "train", endless)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     config = dataclasses.replace(next(iter(expand(small).values())), device="cuda")

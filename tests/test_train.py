@@ -12,10 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import fvae
-from fvae import checkpoint, train
 from fvae.config import TrainConfig
 from fvae.data import Store
 from fvae.errors import UserError
+from fvae.training import checkpoint, loop
+from fvae.training.trainer import Trainer
 
 SMALL = TrainConfig(
     steps=12, batch_size=3, latent_dim=4, disc_units=8, disc_hidden_layers=2,
@@ -35,8 +36,8 @@ def store():
 
 
 def _run(config, store, folder, **callbacks):
-    config = train.create_run(config, folder)
-    train.train(config, store, folder, **callbacks)
+    config = loop.create_run(config, folder)
+    loop.train(config, store, folder, **callbacks)
     return load_file(folder / checkpoint.NAME)
 
 
@@ -68,7 +69,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(objective, precision, store, tmp
     with pytest.raises(Killed):
         _run(config, store, tmp_path / "b", on_step=kill)
     assert int(load_file(tmp_path / "b" / checkpoint.NAME)["rng.step"]) == 5
-    train.train(TrainConfig.from_file(tmp_path / "b/config.json"), store, tmp_path / "b")
+    loop.train(TrainConfig.from_file(tmp_path / "b/config.json"), store, tmp_path / "b")
     _assert_equal(whole, load_file(tmp_path / "b" / checkpoint.NAME))
     assert _log(tmp_path / "a") == _log(tmp_path / "b")
 
@@ -101,7 +102,7 @@ def test_a_checkpoint_a_minute_and_at_the_end(store, tmp_path, monkeypatch):
     # What an older configuration says still counts; where the saves are changes no tensor.
     fixed = dataclasses.replace(config, checkpoint_every=4)
     saves.clear()
-    train.train(fixed, store, tmp_path / "b", on_step=tick)
+    loop.train(fixed, store, tmp_path / "b", on_step=tick)
     assert saves == [8, 12]
     _assert_equal(a, load_file(tmp_path / "b" / checkpoint.NAME))
     assert _log(tmp_path / "a") == _log(tmp_path / "b")
@@ -139,16 +140,16 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(number, store, tmp_path
         if step == 7:
             os.kill(os.getpid(), number)
 
-    config = train.create_run(SMALL, tmp_path / "a")
+    config = loop.create_run(SMALL, tmp_path / "a")
     # Whatever the shell made of SIGINT for this process.
     before = signal.signal(number, signal.default_int_handler)
     try:
-        assert train.train(config, store, tmp_path / "a", on_step=stop) == number
+        assert loop.train(config, store, tmp_path / "a", on_step=stop) == number
         assert signal.getsignal(number) is signal.default_int_handler
     finally:
         signal.signal(number, before)
     assert _step(tmp_path / "a" / checkpoint.NAME) == 7
-    train.train(config, store, tmp_path / "a")
+    loop.train(config, store, tmp_path / "a")
     whole = _run(SMALL, store, tmp_path / "b")
     _assert_equal(whole, load_file(tmp_path / "a" / checkpoint.NAME))
     assert _log(tmp_path / "a") == _log(tmp_path / "b")
@@ -157,9 +158,9 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(number, store, tmp_path
 def test_an_ignored_signal_stays_ignored(store, tmp_path):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        config = train.create_run(SMALL, tmp_path / "a")
+        config = loop.create_run(SMALL, tmp_path / "a")
         kill = lambda step: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
-        assert train.train(config, store, tmp_path / "a", on_step=kill) == 0
+        assert loop.train(config, store, tmp_path / "a", on_step=kill) == 0
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -168,7 +169,7 @@ def test_an_ignored_signal_stays_ignored(store, tmp_path):
 def test_raising_steps_continues(store, tmp_path):
     short = _run(SMALL, store, tmp_path / "a")
     longer = dataclasses.replace(SMALL, steps=20)
-    train.train(longer, store, tmp_path / "a")
+    loop.train(longer, store, tmp_path / "a")
     extended = load_file(tmp_path / "a" / checkpoint.NAME)
     assert int(short["rng.step"]) == 12
     _assert_equal(extended, _run(longer, store, tmp_path / "b"))
@@ -181,14 +182,14 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(store, tmp_pat
             trainer_weights[0].data.fill_(float("nan"))
 
     trainer_weights = []
-    make = train.Trainer.__init__
+    make = Trainer.__init__
 
     def remember(self, *args):
         make(self, *args)
         trainer_weights.append(next(self.vae.parameters()))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Trainer, "__init__", remember)
+        patch.setattr(Trainer, "__init__", remember)
         with pytest.raises(UserError, match="not finite by step 10.*last good checkpoint is kept"):
             _run(dataclasses.replace(SMALL, log_every=100), store, tmp_path / "a", on_step=poison)
     kept = load_file(tmp_path / "a" / checkpoint.NAME)
@@ -242,10 +243,10 @@ def test_load_gives_the_trained_model(store, tmp_path):
 
 def test_initial_weights_depend_on_the_seed_alone(store):
     torch.manual_seed(5)
-    first = train.Trainer(SMALL, store).state()
+    first = Trainer(SMALL, store).state()
     torch.manual_seed(6)
-    _assert_equal(first, train.Trainer(SMALL, store).state())
-    other = train.Trainer(dataclasses.replace(SMALL, seed=1), store).state()
+    _assert_equal(first, Trainer(SMALL, store).state())
+    other = Trainer(dataclasses.replace(SMALL, seed=1), store).state()
     assert not torch.equal(first["vae.encoder.0.weight"], other["vae.encoder.0.weight"])
 
 
@@ -259,7 +260,7 @@ def test_colour_images_train(tmp_path):
 def test_images_of_another_size_are_refused():
     data = torch.zeros(3, 4 * 4 // 8, dtype=torch.uint8)
     with pytest.raises(UserError, match=r"images are \[1, 4, 4\]"):
-        train.Trainer(SMALL, Store("tiny", data, (1, 4, 4), True, (), ()))
+        Trainer(SMALL, Store("tiny", data, (1, 4, 4), True, (), ()))
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(store, tmp_path):

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from fvae import Philox, objectives, ops
-from fvae.nets import VAE, Discriminator
-from fvae.two_players import two_players
+from fvae import Philox, ops
+from fvae.models.vae import VAE, Discriminator
+from fvae.training import objectives
+from fvae.training.two_players import two_players
 
 
 class AnyDiscriminator(Discriminator):

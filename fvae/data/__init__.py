@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fvae.data.cache import CacheEntry, cache_entries, cache_folder, cached
-from fvae.data.dsprites import render_dsprites, rendered_store
+from fvae.data.dsprites import render_dsprites
 from fvae.data.dsprites_files import load_dsprites_h5, load_dsprites_npz
 from fvae.data.faces3d import load_faces3d_pth
 from fvae.data.image_files import ARCHIVES, folder_listing
@@ -21,9 +21,10 @@ from fvae.data.layers import LayeredStore
 from fvae.data.partial import Partial, converted
 from fvae.data.reading import reading
 from fvae.data.shapes3d import load_shapes3d_h5
-from fvae.data.shapes3d_scene import render_shapes3d, scene_store
+from fvae.data.shapes3d_scene import render_shapes3d
 from fvae.data.store import Store
 from fvae.errors import UserError
+from fvae.registry import DATA
 
 __all__ = [
     "CacheEntry",
@@ -40,16 +41,12 @@ __all__ = [
     "render_shapes3d",
 ]
 
-_KNOWN = (
-    '"dsprites" or "shapes3d" (rendered here), or the path of a published file: '
-    "dSprites .npz or .hdf5, 3D Shapes .h5, 3D Faces .pth, or a folder, .zip or .tar of images"
-    " (CelebA, 3D Chairs)"
+_PATHS = (
+    "the path of a published file: dSprites .npz or .hdf5, 3D Shapes .h5, 3D Faces .pth, or a"
+    " folder, .zip or .tar of images (CelebA, 3D Chairs)"
 )
 
 _FILES = (".npz", ".h5", ".hdf5", ".pth")
-
-# What `load` takes other than a path; a folder of that name is given as ./NAME.
-BUILT_IN = ("dsprites", "shapes3d")
 
 Builder = Callable[[Callable[[float], None]], Store]
 
@@ -58,8 +55,9 @@ def load(source: str | Path, progress: bool = False) -> Store:
     """The data set of that name or in that file, drawn or converted once and then cached.
 
     Args:
-        source: "dsprites" for the rendered dSprites grid, "shapes3d" for the rendered 3D Shapes
-            grid, whose images are made on demand, or the path of a published file: dSprites
+        source: a name in :data:`fvae.registry.DATA`, such as "dsprites" for the rendered dSprites
+            grid or "shapes3d" for the rendered 3D Shapes grid, whose images are made on demand (a
+            folder of such a name is given as ./NAME); or the path of a published file: dSprites
             ``.npz`` or ``.hdf5``, 3D Shapes ``.h5``, 3D Faces ``.pth``; or a folder, ``.zip`` or
             ``.tar`` of images, such as CelebA and 3D Chairs, which have no factors. ``~`` is
             expanded.
@@ -71,11 +69,9 @@ def load(source: str | Path, progress: bool = False) -> Store:
     Raises:
         UserError: the source is not known, or the file is missing, damaged or laid out otherwise.
     """
-    if str(source) == "shapes3d":
-        return scene_store()  # a second's work: not worth a file
-    if str(source) == "dsprites":
-        # The number changes with the drawing, so that an older drawing is not served.
-        key, title, build = "dsprites-rendered-1", "drawing dSprites", rendered_store
+    if str(source) in DATA:
+        known = DATA[str(source)]
+        key, title, build = known.key, f"drawing {known.name}", known.build
     else:
         path = _existing(source)
         if path.is_dir() or path.suffix.lower() in ARCHIVES:
@@ -86,22 +82,27 @@ def load(source: str | Path, progress: bool = False) -> Store:
         with _bar(title, progress) as advance:
             return build(advance)
 
-    return cached(key, build_visibly)
+    return cached(key, build_visibly) if key else build_visibly()
+
+
+def _known() -> str:
+    names = " or ".join(f'"{name}"' for name in DATA)
+    return f"{names} (rendered here), or {_PATHS}"
 
 
 def _existing(source: str | Path) -> Path:
     path = Path(source).expanduser()
     known = path.suffix.lower() in (*_FILES, *ARCHIVES)
     if not str(source) or not (known or path.exists() or os.sep in str(source)):
-        raise UserError(f"{source}: not a known data set; expected {_KNOWN}")
-    with reading(Path(source), _KNOWN):
+        raise UserError(f"{source}: not a known data set; expected {_known()}")
+    with reading(Path(source), _known()):
         return path.resolve(strict=True)
 
 
 def _from_file(path: Path) -> tuple[str, str, Builder]:
     suffix = path.suffix.lower()
     if suffix not in _FILES:
-        raise UserError(f"{path}: not a known data set; expected {_KNOWN}")
+        raise UserError(f"{path}: not a known data set; expected {_known()}")
 
     def build(advance: Callable[[float], None]) -> Store:
         if suffix == ".pth":
@@ -135,7 +136,7 @@ def _stamp(path: Path) -> str:
 
 
 def _load_h5(path: Path, progress: Callable[[float], None]) -> Store:
-    with reading(path, _KNOWN), h5py.File(path, "r") as file:
+    with reading(path, _known()), h5py.File(path, "r") as file:
         keys = sorted(file)
     if "images" in keys:
         return load_shapes3d_h5(path, progress)

@@ -21,8 +21,9 @@ from fvae.metrics.protocols import (
     MigProtocol,
     SapProtocol,
 )
-from fvae.metrics.sampling import METRICS, needed
+from fvae.metrics.sampling import needed
 from fvae.metrics.sap import SapResult, sap_score
+from fvae.registry import METRICS
 
 __all__ = [
     "BETA_VAE",

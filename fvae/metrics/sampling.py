@@ -10,23 +10,18 @@ from math import prod
 import torch
 from torch import Tensor
 
-from fvae import philox, reference
-from fvae.errors import UserError
+from fvae import philox
 from fvae.metrics.checks import factor_sizes_of, seed_of
 from fvae.metrics.protocols import (
     BETA_VAE,
-    DCI,
     FACTOR_VAE,
-    MIG,
-    SAP,
     BetaVaeProtocol,
     FactorVaeProtocol,
     lookup,
 )
+from fvae.ops import reference
 from fvae.philox import Philox, Stream
-
-#: The names that :func:`needed` knows.
-METRICS = ("factor_vae", "beta_vae", "mig", "sap", "dci")
+from fvae.registry import METRICS
 
 # Lanes of Stream.VOTES and Stream.PAIRS.
 TRAIN_LANE, EVAL_LANE = 0, 1
@@ -36,7 +31,7 @@ SCALE_LANE, TRAIN_SAMPLE_LANE, TEST_SAMPLE_LANE = 0, 1, 2
 
 def needed(
     factor_sizes: Sequence[int],
-    metrics: Iterable[str] = METRICS,
+    metrics: str | Iterable[str] | None = None,
     protocol: str = "kim2018",
     seed: int = 0,
 ) -> Tensor:
@@ -44,7 +39,7 @@ def needed(
 
     Args:
         factor_sizes: K sizes, each at least 2, the last factor varying fastest.
-        metrics: names out of :data:`METRICS`.
+        metrics: names in :data:`fvae.registry.METRICS`; None is all that the protocol has.
         protocol: of "factor_vae" and "beta_vae"; the others have one protocol.
         seed: the seed that the scores will be given.
 
@@ -54,23 +49,13 @@ def needed(
     Raises:
         UserError: a metric or protocol does not exist, or a size or the seed is invalid.
     """
-    sizes, rng = factor_sizes_of(factor_sizes), Philox(seed_of(seed))
-    names = [metrics] if isinstance(metrics, str) else list(metrics)
-    for name in names:
-        if name not in METRICS:
-            raise UserError(f"metrics: got {name!r}, expected names out of {', '.join(METRICS)}")
+    sizes, seed = factor_sizes_of(factor_sizes), seed_of(seed)
+    if metrics is None:
+        metrics = [name for name, metric in METRICS.items() if protocol in metric.protocols]
     used = torch.zeros(prod(sizes), dtype=torch.bool)
-    if "factor_vae" in names:
-        used[factor_vae_rows(sizes, lookup(FACTOR_VAE, "factor_vae", protocol), rng)] = True
-    if "beta_vae" in names:
-        for rows in _beta_vae_chunks(sizes, lookup(BETA_VAE, "beta_vae", protocol), rng):
+    for name in [metrics] if isinstance(metrics, str) else metrics:
+        for rows in METRICS[name].rows(sizes, protocol, seed):
             used[rows] = True
-    train = [("mig", MIG.samples), ("sap", SAP.train_samples), ("dci", DCI.train_samples)]
-    test = [("sap", SAP.test_samples), ("dci", DCI.test_samples)]
-    for lane, wanted in ((TRAIN_SAMPLE_LANE, train), (TEST_SAMPLE_LANE, test)):
-        for name, count in wanted:
-            if name in names:
-                used[uniform_rows(sizes, count, rng.at_lane(lane))] = True
     return used.nonzero().flatten()
 
 
@@ -112,6 +97,25 @@ def _beta_vae_chunks(
             sizes, points, protocol.pairs, protocol.balanced, rng.seed, rng.step, lane
         ):
             yield rows
+
+
+# --- the rows of an entry in the registry: (sizes, protocol, seed) -> tensors of rows -------------
+
+
+def factor_vae_chunks(sizes: Sequence[int], protocol: str, seed: int) -> Iterator[Tensor]:
+    """Yield the rows that the FactorVAE metric reads."""
+    yield factor_vae_rows(sizes, lookup(FACTOR_VAE, "factor_vae", protocol), Philox(seed))
+
+
+def beta_vae_chunks(sizes: Sequence[int], protocol: str, seed: int) -> Iterator[Tensor]:
+    """Yield the rows that the beta-VAE metric reads, some points at a time."""
+    yield from _beta_vae_chunks(sizes, lookup(BETA_VAE, "beta_vae", protocol), Philox(seed))
+
+
+def sample_rows(sizes: Sequence[int], train: int, test: int, seed: int) -> Iterator[Tensor]:
+    """Yield the rows of the samples that train and test the metrics which learn from samples."""
+    for lane, count in ((TRAIN_SAMPLE_LANE, train), (TEST_SAMPLE_LANE, test)):
+        yield uniform_rows(sizes, count, Philox(seed).at_lane(lane))
 
 
 def classes_of(rows: Tensor, sizes: Sequence[int]) -> Tensor:

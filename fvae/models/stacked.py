@@ -1,4 +1,4 @@
-"""The networks of :mod:`fvae.nets` for M models of equal shape at once.
+"""The networks of :mod:`fvae.models.vae` for M models of equal shape at once.
 
 A stacked network has the layers and parameter names of one model, and each parameter leads with
 M. Fully connected layers are batched matrix products; convolutions run in groups of channels, a
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fvae.nets import VAE, ConvTranspose2d
+from fvae.models.vae import VAE, ConvTranspose2d
 
 
 def stack(models: Sequence[nn.Module]) -> nn.Module:
@@ -23,8 +23,8 @@ def stack(models: Sequence[nn.Module]) -> nn.Module:
 
     Returns:
         the module. Its own forward no longer fits: :class:`StackedVAE` runs the layers of a
-        :class:`fvae.nets.VAE`, :func:`fvae.two_players.two_players` takes a stacked
-        :class:`fvae.nets.Discriminator`.
+        :class:`fvae.models.vae.VAE`, :func:`fvae.training.two_players.two_players` takes a stacked
+        :class:`fvae.models.vae.Discriminator`.
     """
     stacked = copy.deepcopy(models[0])
     parts = [dict(model.named_modules()) for model in models]
@@ -41,7 +41,7 @@ def stack(models: Sequence[nn.Module]) -> nn.Module:
 
 
 class StackedVAE(nn.Module):
-    """Encoders and decoders of M models; to :mod:`fvae.objectives` a VAE with one more dimension.
+    """Encoders and decoders of M models; to the objectives a VAE with one more dimension.
 
     Args:
         models: VAEs of equal shape.

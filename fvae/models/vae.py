@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fvae.reference import kl_to_prior
+from fvae.config import TrainConfig
+from fvae.ops.reference import kl_to_prior
 
 #: Slope of the discriminator's leaky ReLU for negative input.
 LEAKY_SLOPE = 0.2
@@ -151,10 +152,12 @@ def initialised(seed: int) -> Iterator[None]:
         yield
 
 
-def build(config, image_channels: int) -> tuple[VAE, Discriminator | None]:
+def build(
+    config: TrainConfig, image_channels: int, discriminator: bool = False
+) -> tuple[VAE, Discriminator | None]:
     """Make the networks of a configuration; the weights depend on its seed alone."""
     with initialised(config.seed):
         vae = VAE(image_channels, config.latent_dim, config.conv_channels, config.hidden_units)
-        if config.objective != "factor-vae":
+        if not discriminator:
             return vae, None
         return vae, Discriminator(config.latent_dim, config.disc_units, config.disc_hidden_layers)

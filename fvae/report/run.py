@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fvae import checkpoint, philox
+from fvae import philox
 from fvae.config import TrainConfig
 from fvae.data import Store
 from fvae.evaluate import encode, pixels
 from fvae.files import write_atomically
-from fvae.infogan import InfoGAN
-from fvae.nets import VAE
-from fvae.page import page, picture, plt, png_of, table
+from fvae.models.infogan import InfoGAN
+from fvae.models.vae import VAE
 from fvae.philox import Philox, Stream
-from fvae.train import HEADLINES, LOG_NAME
+from fvae.registry import METRICS
+from fvae.report.page import page, picture, plt, png_of, table
+from fvae.training import checkpoint
+from fvae.training.loop import HEADLINES, LOG_NAME
 
 _FRAMES = 11
 _GIF_FRAMES = 24
@@ -275,11 +277,11 @@ def _summary(line: dict) -> str:
 
 
 def _score_table(scores: list[dict]) -> str:
-    names = ("factor_vae", "beta_vae", "mig", "sap", "dci")
+    names = tuple(METRICS)
     head = "".join(f"<th>{n}</th>" for n in ("protocol", *names))
     rows = ""
     for s in scores:
-        values = (s[n]["score"] for n in names)
+        values = (s.get(n, {}).get("score") for n in names)
         cells = "".join("<td>&ndash;</td>" if v is None else f"<td>{v:.3f}</td>" for v in values)
         note = html.escape(s["factor_vae"].get("note") or "")
         rows += f"<tr><td>{html.escape(s['protocol'])}</td>{cells}<td>{note}</td></tr>"

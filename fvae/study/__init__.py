@@ -7,15 +7,16 @@ from pathlib import Path
 
 import torch
 
-from fvae import data, metrics, study_page, train
+from fvae import data, metrics
 from fvae.config import StudyConfig, TrainConfig
 from fvae.errors import UserError
 from fvae.files import write_atomically
-from fvae.study_grid import OF_A_RUN, expand
-from fvae.study_launch import import_ray, ray_tasks, torchrun
-from fvae.study_plan import Plan, make_plan
-from fvae.study_progress import StudyProgress
-from fvae.study_work import (
+from fvae.study import page as study_page
+from fvae.study.grid import OF_A_RUN, expand
+from fvae.study.launch import import_ray, ray_tasks, torchrun
+from fvae.study.plan import Plan, make_plan
+from fvae.study.progress import StudyProgress
+from fvae.study.work import (
     Stop,
     failure,
     is_finished,
@@ -24,6 +25,8 @@ from fvae.study_work import (
     steps_done,
     work,
 )
+from fvae.training import loop
+from fvae.training.trainer import make_trainer
 
 STUDY_NAME = "study.json"
 LOG_NAME = "workers.log"
@@ -51,7 +54,7 @@ def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
     kept = _read(out)
     if kept and config.precision == "auto":
         config = dataclasses.replace(config, precision=kept["settings"]["precision"])
-    config = train.settle(config)
+    config = loop.settle(config)
     _check_machine(config)
     if config.protocol not in metrics.PROTOCOLS:
         raise UserError(
@@ -64,7 +67,7 @@ def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
     else:
         _check_free(out)
         store = data.load(config.data, progress=show_progress)
-        train.make_trainer(next(iter(expand(config).values())), store)  # refuse what cannot train
+        make_trainer(next(iter(expand(config).values())), store)  # refuse what cannot train
         release_memory(config.device)
         out.mkdir(parents=True, exist_ok=True)
         kept = {"settings": {}, "factors": list(store.factor_names), "execution": None}
@@ -162,7 +165,7 @@ def _execute(plan: Plan, config: StudyConfig, runs, protocol, store, stop, on_ev
 def _prepare(run: Path, config: TrainConfig) -> None:
     """Make the run folder, or let its configuration have what may change."""
     run.mkdir(parents=True, exist_ok=True)
-    path = run / train.CONFIG_NAME
+    path = run / loop.CONFIG_NAME
     if not path.exists() or path.read_text() != config.to_json():
         write_atomically(path, config.to_json())
 

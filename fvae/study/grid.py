@@ -3,26 +3,25 @@
 import dataclasses
 
 from fvae.config import StudyConfig, TrainConfig
+from fvae.registry import OBJECTIVES
 
-#: The option that holds an objective's weights, and the setting of a run that takes one.
-_WEIGHTS = {"factor-vae": ("gammas", "gamma"), "beta-vae": ("betas", "beta")}
 #: Settings that the grid gives to each run.
 OF_A_RUN = ("objective", "gamma", "beta", "seed")
 
 
 def setting_of(config: TrainConfig) -> str:
     """Return the name of a run's setting, such as "factor-vae-gamma10"."""
-    if config.objective not in _WEIGHTS:
-        return config.objective
-    name = _WEIGHTS[config.objective][1]
-    return f"{config.objective}-{name}{weight_of(config)}"
+    objective = OBJECTIVES[config.objective]
+    weight = f"-{objective.weight}{weight_of(config)}" if objective.grid else ""
+    return config.objective + weight
 
 
 def weight_of(config: TrainConfig) -> str:
-    """Return gamma or beta as text that no other number has, "" for objectives without."""
-    if config.objective not in _WEIGHTS:
+    """Return the varied weight as text that no other number has, "" for objectives without."""
+    objective = OBJECTIVES[config.objective]
+    if not objective.grid:
         return ""
-    return repr(float(getattr(config, _WEIGHTS[config.objective][1]))).removesuffix(".0")
+    return repr(float(getattr(config, objective.weight))).removesuffix(".0")
 
 
 def expand(config: StudyConfig) -> dict[str, TrainConfig]:
@@ -33,11 +32,11 @@ def expand(config: StudyConfig) -> dict[str, TrainConfig]:
         if f.name not in OF_A_RUN
     }
     runs = {}
-    for objective in config.objectives:
-        option, name = _WEIGHTS.get(objective, (None, None))
-        for weight in getattr(config, option) if option else (None,):
+    for name in config.objectives:
+        objective = OBJECTIVES[name]
+        for weight in getattr(config, objective.grid) if objective.grid else (None,):
             for seed in range(config.seeds):
-                varied = {name: weight} if name else {}
-                run = TrainConfig(**common, objective=objective, seed=seed, **varied)
+                varied = {objective.weight: weight} if objective.grid else {}
+                run = TrainConfig(**common, objective=name, seed=seed, **varied)
                 runs[f"{setting_of(run)}-seed{seed}"] = run
     return runs

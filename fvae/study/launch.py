@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fvae.errors import UserError
-from fvae.study_work import OnEvent, Stop, failure, work
+from fvae.study.work import OnEvent, Stop, failure, work
 
 
 def torchrun(
     job: dict, processes: int, log: Path, on_event: Callable[[dict], None], stop: Stop
 ) -> tuple[bool, list[str]]:
-    """Run workers of :mod:`fvae.study_work` until they end; ``stop`` ends them early.
+    """Run workers of :mod:`fvae.study.work` until they end; ``stop`` ends them early.
 
     Workers inherit their standard input from here and stop, with checkpoints, when it is closed:
     by a stop, or by the death of this process, however it comes.
@@ -36,7 +36,7 @@ def torchrun(
         UserError: a worker could not go on, for instance because the disk is full.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), "-m", "fvae.study_work", json.dumps(job)]
+    command += ["--nproc-per-node", str(processes), "-m", "fvae.study.work", json.dumps(job)]
     # Two processes of two threads on two cores slow each other tenfold: set before torch starts.
     environment = os.environ | {"OMP_NUM_THREADS": str(job["threads"])}
     errors: list[str] = []

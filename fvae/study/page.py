@@ -11,23 +11,27 @@ import numpy as np
 
 from fvae.config import TrainConfig
 from fvae.files import write_atomically
-from fvae.page import page, picture, plt, png_of, table
-from fvae.report import read_log
-from fvae.study_grid import setting_of, weight_of
-from fvae.study_work import failure, is_finished, steps_done
+from fvae.registry import METRICS
+from fvae.report.page import page, picture, plt, png_of, table
+from fvae.report.run import read_log
+from fvae.study.grid import setting_of, weight_of
+from fvae.study.work import failure, is_finished, steps_done
 
 PAGE_NAME = "study.html"
 RESULTS_NAME = "results.csv"
 
-_SCORES = ("factor_vae", "beta_vae", "mig", "sap", "dci")
 _LOSSES = ("recon", "kl", "tc")
-_COLUMNS = (
-    "run", "setting", "objective", "weight", "seed", "steps", "status", *_LOSSES, *_SCORES,
-    "protocol", "message",
-)  # fmt: skip
 _COLOURS = ("#2a6fbb", "#d9822b", "#3a9a5b", "#9a4fb0", "#b03a48")
 
 Rows = list[dict]
+
+
+def _columns() -> list[str]:
+    """Return the columns of the results, a score for each metric among them."""
+    return [
+        "run", "setting", "objective", "weight", "seed", "steps", "status", *_LOSSES, *METRICS,
+        "protocol", "message",
+    ]  # fmt: skip
 
 
 def write_page(out: Path, runs: dict[str, TrainConfig], kept: dict) -> Path:
@@ -47,7 +51,7 @@ def write_page(out: Path, runs: dict[str, TrainConfig], kept: dict) -> Path:
     protocol = kept["settings"]["protocol"] if kept["factors"] else None
     rows = [_row(out / "runs" / name, config, protocol) for name, config in runs.items()]
     text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, _columns(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     path, results = out / PAGE_NAME, out / RESULTS_NAME
@@ -60,7 +64,7 @@ def write_page(out: Path, runs: dict[str, TrainConfig], kept: dict) -> Path:
 
 def _row(run: Path, config: TrainConfig, protocol: str | None) -> dict:
     """Return what ``results.csv`` holds about a run; losses are of the last logged interval."""
-    row = dict.fromkeys(_COLUMNS, "") | {
+    row = dict.fromkeys(_columns(), "") | {
         "run": run.name, "setting": setting_of(config), "objective": config.objective,
         "weight": weight_of(config), "seed": config.seed, "steps": steps_done(run),
     }  # fmt: skip
@@ -74,8 +78,8 @@ def _row(run: Path, config: TrainConfig, protocol: str | None) -> dict:
     if protocol:
         scores = json.loads((run / f"eval-{protocol}.json").read_text())
         row["protocol"] = protocol
-        for name in _SCORES:
-            value = scores[name]["score"]
+        for name in METRICS:
+            value = scores.get(name, {}).get("score")
             row[name] = "" if value is None else value
     return row
 
@@ -238,13 +242,13 @@ def _html_table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _setting_table(groups: dict[str, Rows], protocol: str | None) -> str:
-    names = [n for n in (*_LOSSES, *(_SCORES if protocol else ()))
+    names = [n for n in (*_LOSSES, *(METRICS if protocol else ()))
              if any(_mean_std(rows, n) for rows in groups.values())]  # fmt: skip
     lines = []
     for setting, rows in groups.items():
         cells = [html.escape(setting).replace("-", "&#8209;"), str(len(rows))]
         for name in names:
-            both, digits = _mean_std(rows, name), 3 if name in (*_SCORES, "tc") else 2
+            both, digits = _mean_std(rows, name), 3 if name in (*METRICS, "tc") else 2
             spread = f"&nbsp;&plusmn;&nbsp;{both[1]:.{digits}f}" if both and len(rows) > 1 else ""
             cells.append(f"{both[0]:.{digits}f}{spread}" if both else "&ndash;")
         lines.append(cells)

@@ -11,9 +11,9 @@ import torch
 from fvae.config import StudyConfig, TrainConfig
 from fvae.data import Store
 from fvae.errors import UserError
-from fvae.stacked import stackable
-from fvae.study_launch import torchrun
-from fvae.study_work import Stop, step_seconds, steps_done
+from fvae.study.launch import torchrun
+from fvae.study.work import Stop, step_seconds, steps_done
+from fvae.training.stacked import stackable
 
 STACK = 16  # models in one step, at most: their optimizer states take 80 MB each at full size
 

@@ -6,7 +6,7 @@ import time
 from rich import progress
 from rich.console import Console
 
-from fvae.study_plan import Plan
+from fvae.study.plan import Plan
 
 _WORDS = {"train": "training", "score": "scoring"}
 
@@ -56,7 +56,7 @@ class StudyProgress:
         self._bar.__exit__(*error)
 
     def on_event(self, run: str, phase: str, step: int) -> None:
-        """Take note of what :func:`fvae.study_work.work` says about a run."""
+        """Take note of what :func:`fvae.study.work.work` says about a run."""
         self._left[run] = max(0, self._ends[run] - step) if phase == "train" else 0
         self._done += phase in ("done", "failed")
         if phase == "train" and time.monotonic() < self._next_update:

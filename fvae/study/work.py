@@ -22,12 +22,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fvae import checkpoint, data, evaluate, report, stacked, train
+from fvae import data, evaluate, report
 from fvae.config import TrainConfig
 from fvae.data import Store
 from fvae.device import keep_freed_memory
 from fvae.errors import UserError
 from fvae.files import write_atomically
+from fvae.training import checkpoint, loop, stacked
 
 FAILED_NAME = "failed.json"
 
@@ -167,7 +168,7 @@ def locked(folder: Path) -> Iterator[None]:
 def _do(
     runs: list[Path], protocol: str | None, store: Store, stop: Stop, on_event: OnEvent
 ) -> None:
-    configs = {run: TrainConfig.from_file(run / train.CONFIG_NAME) for run in runs}
+    configs = {run: TrainConfig.from_file(run / loop.CONFIG_NAME) for run in runs}
     todo = [run for run in runs if not is_finished(run, configs[run], protocol)]
     untrained = [run for run in todo if steps_done(run) < configs[run].steps]
     for run in untrained:
@@ -209,7 +210,7 @@ def _train(
             # One of them failed. Alone, each goes on from its checkpoint, and that one says so.
             return next((n for run in runs if (n := _train([run], configs, store, on_event))), 0)
     try:
-        return train.train(configs[runs[0]], store, runs[0], on_step=on_step)
+        return loop.train(configs[runs[0]], store, runs[0], on_step=on_step)
     except UserError as error:
         message = f"{error}; to try again, delete {runs[0] / FAILED_NAME}"
         step = steps_done(runs[0])
@@ -267,7 +268,7 @@ def step_seconds(configs: list[TrainConfig], store: Store, seconds: float, stop:
             if len(runs) > 1:
                 stop.number = stacked.train(scratch, store, runs, on_step=on_step)
             else:
-                stop.number = train.train(scratch[0], store, runs[0], on_step=on_step)
+                stop.number = loop.train(scratch[0], store, runs[0], on_step=on_step)
     release_memory(configs[0].device)
     return taken
 

@@ -12,10 +12,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fvae import infogan, nets
-from fvae.config import GAN_BETAS, TrainConfig
+from fvae.config import TrainConfig
 from fvae.errors import UserError
 from fvae.files import write_atomically
+from fvae.models import vae as nets
+from fvae.models.infogan import InfoGAN
+from fvae.models.vae import VAE
+from fvae.registry import OBJECTIVES
 
 NAME = "checkpoint.safetensors"
 _FORMAT = "1"
@@ -116,7 +119,7 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], prefix: str, pat
             parameter.copy_(value)
 
 
-def load(run: str | Path, device: torch.device | str = "cpu") -> nets.VAE | infogan.InfoGAN:
+def load(run: str | Path, device: torch.device | str = "cpu") -> VAE | InfoGAN:
     """Return the trained model of a run folder, in eval mode.
 
     Args:
@@ -135,12 +138,13 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> nets.VAE | info
     run = Path(run)
     config = TrainConfig.from_file(run / "config.json")
     tensors = read(run, config)
-    gan = config.objective in GAN_BETAS
-    first = tensors.get("gan.critic.trunk.0.weight" if gan else "vae.encoder.0.weight")
+    objective = OBJECTIVES[config.objective]
+    prefix = objective.part + "."
+    first = tensors.get(prefix + objective.first)
     if first is None:
         raise UserError(f"{run / NAME}: holds no encoder; it belongs to another configuration")
-    channels = first.shape[1]
-    model = infogan.build(config, channels) if gan else nets.build(config, channels)[0]
-    load_weights(model, tensors, "gan." if gan else "vae.", run / NAME)
+    make = objective.model or (lambda *shape: nets.build(*shape)[0])
+    model = make(config, first.shape[1])
+    load_weights(model, tensors, prefix, run / NAME)
     model.requires_grad_(False)
     return model.to(device, memory_format=torch.channels_last).eval()

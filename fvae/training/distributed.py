@@ -23,9 +23,7 @@ from fvae.config import TrainConfig
 from fvae.device import resolve_device
 from fvae.errors import UserError
 from fvae.philox import Philox
-
-#: The objectives whose terms are means over the batch; others train in one process.
-OBJECTIVES = ("vae", "beta-vae", "factor-vae")
+from fvae.registry import OBJECTIVES
 
 # Steps between two messages about what one process alone knows, such as that it got a signal: each
 # makes the processes wait for one another, for about as long as a step takes on a GPU.
@@ -219,10 +217,11 @@ def join(config: TrainConfig) -> Iterator[World]:
     if size == 1:
         yield World()
         return
-    if config.objective not in OBJECTIVES:
+    if not OBJECTIVES[config.objective].distributes:
+        shared = [name for name, objective in OBJECTIVES.items() if objective.distributes]
         raise UserError(
             f"--objective {config.objective}: trains in one process; leave torchrun out, or take"
-            f" one of {', '.join(OBJECTIVES)}"
+            f" one of {', '.join(shared)}"
         )
     if config.batch_size % size:
         raise UserError(

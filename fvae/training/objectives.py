@@ -2,7 +2,7 @@
 
 Every term is a scalar of nats an image, but for ``kl_dims`` ``[d]`` and ``disc_accuracy`` (0 to
 1); ``loss`` is what to differentiate. The networks run under the caller's autocast; the losses
-are float32. With the networks of :mod:`fvae.stacked_nets`, images and terms lead with M.
+are float32. With the networks of :mod:`fvae.models.stacked`, images and terms lead with M.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fvae import ops
 from fvae.config import TrainConfig
-from fvae.nets import VAE
+from fvae.models.vae import VAE
 from fvae.philox import Philox
-from fvae.two_players import two_players
+from fvae.registry import OBJECTIVES
+from fvae.training.two_players import two_players
 
 Terms = dict[str, Tensor]
 #: mu and logvar of a batch.
@@ -50,7 +51,7 @@ def beta_vae(
         target: x in another form that :func:`fvae.ops.bernoulli_nll` takes, such as packed bits;
             None is x itself.
         draws: whose reparameterize and permute_dims to call: :mod:`fvae.ops`, or a
-            :class:`fvae.distributed.World` where the batch is this process's part of one.
+            :class:`fvae.training.distributed.World` where the batch is this process's part of one.
 
     Returns:
         loss, recon, kl, kl_dims.
@@ -88,7 +89,7 @@ def factor_vae(
         target: x in another form that :func:`fvae.ops.bernoulli_nll` takes, such as packed bits;
             None is x itself.
         draws: whose reparameterize and permute_dims to call: :mod:`fvae.ops`, or a
-            :class:`fvae.distributed.World` where the batch is this process's part of one.
+            :class:`fvae.training.distributed.World` where the batch is this process's part of one.
 
     Returns:
         loss, recon, kl, kl_dims, tc, disc_loss, disc_accuracy.
@@ -122,10 +123,8 @@ def _encode_both(model: VAE, x: Tensor, x_second: Tensor) -> tuple[Code, Code]:
 
 def weight_of(config: TrainConfig) -> tuple[float, int]:
     """Return the weight of the objective's varied term, and the steps of its warm-up."""
-    if config.objective == "vae":
-        return 1.0, 0
-    weights = {"factor-vae": config.gamma, "beta-vae": config.beta}
-    return weights.get(config.objective, config.mi_weight), config.warmup_steps
+    name = OBJECTIVES[config.objective].weight
+    return (getattr(config, name), config.warmup_steps) if name else (1.0, 0)
 
 
 def weight_at(value: float, warmup_steps: int) -> Callable[[int | Tensor], float | Tensor]:

@@ -3,7 +3,7 @@
 Each model has its own seed, weight of the objective and warm-up, draws what it would draw alone
 and takes the step that it would take alone, to rounding, which training amplifies over many steps,
 here as between any two machines. On a CPU in fp32 it is that step bit for bit. See
-:mod:`fvae.stacked_nets` for the networks.
+:mod:`fvae.models.stacked` for the networks.
 """
 
 import contextlib
@@ -17,13 +17,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fvae import checkpoint, nets, objectives
-from fvae import train as single
 from fvae.config import TrainConfig
 from fvae.data import Store
 from fvae.errors import UserError
+from fvae.models import vae as nets
+from fvae.models.stacked import StackedVAE, stack
 from fvae.philox import Philox
-from fvae.stacked_nets import StackedVAE, stack
+from fvae.registry import OBJECTIVES
+from fvae.training import checkpoint, loop, objectives
+from fvae.training.means import Means
+from fvae.training.trainer import Trainer
 
 # A checkpoint that is complete, while those of the other runs of the group may not be.
 _NEXT = f".{checkpoint.NAME}.next"
@@ -38,21 +41,19 @@ _OWN = ("seed", "gamma", "beta", "warmup_steps")
 def stackable(a: TrainConfig, b: TrainConfig) -> bool:
     """Return whether two runs can train in one step.
 
-    They may differ in seed, gamma, beta and warmup_steps; vae and beta-vae go together. The
-    learning rates are those of one fused Adam, so they are equal.
+    They may differ in seed, gamma, beta and warmup_steps; objectives of the same terms, as vae and
+    beta-vae, go together. The learning rates are those of one fused Adam, so they are equal.
     """
 
     def shape(config: TrainConfig) -> dict:
         fields = dataclasses.asdict(config)
-        beta = config.objective in ("vae", "beta-vae")
-        fields["objective"] = "beta-vae" if beta else config.objective
+        fields["objective"] = OBJECTIVES[config.objective].terms
         return {name: value for name, value in fields.items() if name not in _OWN}
 
-    known = ("vae", "beta-vae", "factor-vae")
-    return a.objective in known and shape(a) == shape(b)
+    return OBJECTIVES[a.objective].stacks and shape(a) == shape(b)
 
 
-class StackedTrainer(single.Trainer):
+class StackedTrainer(Trainer):
     """Networks, optimizer and random numbers of M runs; ``step()`` trains all of them once.
 
     Args:
@@ -86,7 +87,9 @@ class StackedTrainer(single.Trainer):
         self.weight_at = lambda step: value * ((step + offset) / warmup).clamp(max=1.0)
 
     def _build(self, channels: int) -> list[dict]:
-        vaes, discriminators = zip(*(nets.build(c, channels) for c in self.configs), strict=True)
+        two = self.objective.discriminator
+        each = [nets.build(config, channels, two) for config in self.configs]
+        vaes, discriminators = zip(*each, strict=True)
         # One convolution for all fills a GPU better, and is faster in bf16 on a CPU; oneDNN's
         # float32 convolution in groups is slower than as many single ones.
         alone = self.device.type == "cpu" and self.config.precision == "fp32"
@@ -158,43 +161,6 @@ class StackedTrainer(single.Trainer):
                 self.optimizer.state[part]["step"].copy_(self.optimizer.state[parameter]["step"])
 
 
-class _Means:
-    """The sums of ``train._Means`` for M models, a row each."""
-
-    def __init__(self, models: int) -> None:
-        self.names: list[str] = []
-        self.sums: Tensor | None = None
-        self.counts = [0] * models
-
-    def add(self, terms: objectives.Terms) -> None:
-        self.names = list(terms)
-        rows = torch.cat([t.reshape(len(self.counts), -1).float() for t in terms.values()], dim=1)
-        self.sums = rows if self.sums is None else self.sums + rows
-        self.counts = [count + 1 for count in self.counts]
-
-    def of(self, m: int) -> single._Means:
-        means = single._Means()
-        if self.counts[m]:
-            means.names, means.sums, means.count = self.names, self.sums[m], self.counts[m]
-        return means
-
-    def are_finite(self) -> list[bool]:
-        if self.sums is None:
-            return [True] * len(self.counts)
-        return self.sums.isfinite().all(1).tolist()
-
-    def clear(self) -> None:
-        self.sums, self.counts = None, [0] * len(self.counts)
-
-    def restore(self, states: Sequence[dict[str, Tensor]], device: torch.device) -> None:
-        self.counts = [int(state.get("log.count", 0)) for state in states]
-        if any(self.counts):
-            rows = [state["log.sums"] for state in states]
-            width = max(row.numel() for row in rows)
-            rows = [row if row.numel() else torch.zeros(width) for row in rows]
-            self.sums = torch.stack(rows).to(device)
-
-
 def train(
     configs: list[TrainConfig],
     store: Store,
@@ -204,12 +170,12 @@ def train(
 ) -> int:
     """Train M runs together until ``steps``, from their checkpoints if they have them.
 
-    Every folder ends up as :func:`fvae.train.train` would leave it, and may be evaluated or
+    Every folder ends up as :func:`fvae.training.loop.train` would leave it, and may be evaluated or
     resumed alone. A model whose loss or weights stop being finite keeps its last good checkpoint
     and is written no more; the others go on unharmed.
 
     Args:
-        configs: settings of each run, as :func:`fvae.train.create_run` returned them.
+        configs: settings of each run, as :func:`fvae.training.loop.create_run` returned them.
         store: the data set.
         runs: the run folders.
         on_log: called with the run's number and each line of its ``log.jsonl``.
@@ -224,35 +190,33 @@ def train(
             or, once the others are done, a model diverged.
         OSError: a folder is read-only or the disk is full; all runs keep their old checkpoints.
     """
-    trainer, means = StackedTrainer(configs, store), _Means(len(runs))
+    trainer, means = StackedTrainer(configs, store), Means(len(runs))
     config, live, lost = configs[0], list(range(len(runs))), []
     states = _read_together(configs, runs)
     if states:
         trainer.restore_all(states, runs[0] / checkpoint.NAME)
         means.restore(states, trainer.device)
-    logs = [run / single.LOG_NAME for run in runs]
+    logs = [run / loop.LOG_NAME for run in runs]
     for log in logs:
-        single._cut_log(log, trainer.step_count)
+        loop._cut_log(log, trainer.step_count)
 
     def drop(finite: list[bool]) -> None:
         for m in [m for m in live if not finite[m]]:
             live.remove(m)
-            lost.append(single._diverged(trainer, runs[m]))
+            lost.append(loop._diverged(trainer, runs[m]))
 
     def save() -> None:
         drop(means.are_finite())
         drop(trainer.are_finite())
-        _save_together(
-            [(configs[m], runs[m], trainer.state_of(m) | means.of(m).state()) for m in live]
-        )
+        _save_together([(configs[m], runs[m], trainer.state_of(m) | means.state(m)) for m in live])
         schedule.saved()
 
     schedule = checkpoint.Schedule(config.checkpoint_every)
     if trainer.step_count == 0:
         save()
-    started = time.monotonic() - max(single._seconds_so_far(log) for log in logs)
+    started = time.monotonic() - max(loop._seconds_so_far(log) for log in logs)
     number = 0
-    with single._StopSignal() as stop, contextlib.ExitStack() as opened:
+    with loop._StopSignal() as stop, contextlib.ExitStack() as opened:
         files = [opened.enter_context(log.open("a")) for log in logs]
         while trainer.step_count < config.steps and not number and live:
             means.add(trainer.step())
@@ -264,7 +228,7 @@ def train(
                 seconds = round(time.monotonic() - started, 3)
                 for m in live:
                     line = {"step": done, "seconds": seconds}
-                    line |= {"weight": trainer.weights[m](done - 1)} | means.of(m).take()
+                    line |= {"weight": trainer.weights[m](done - 1)} | means.of(m)
                     files[m].write(json.dumps(line) + "\n")
                     files[m].flush()
                     on_log(m, line)

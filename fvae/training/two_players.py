@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fvae import ops
-from fvae.nets import LEAKY_SLOPE, Discriminator
+from fvae.models.vae import LEAKY_SLOPE, Discriminator
 
 # oneDNN's float32 matrix product, which PyTorch keeps for its compiler; absent in some builds.
 _ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -97,10 +97,10 @@ def two_players(
 
     Args:
         discriminator: any module from codes ``[B, d]`` to logits ``[B, 2]`` (0 is "drawn from
-            q(z)", 1 is "permuted"). :class:`fvae.nets.Discriminator` takes one forward and one
-            backward pass for both players; another module takes the usual two.
+            q(z)", 1 is "permuted"). :class:`fvae.models.vae.Discriminator` takes one forward and
+            one backward pass for both players; another module takes the usual two.
         z: codes of the batch, ``[B, d]`` float32 or bfloat16; ``[M, B, d]`` where the
-            discriminator is M of them, of :func:`fvae.stacked_nets.stack`.
+            discriminator is M of them, of :func:`fvae.models.stacked.stack`.
         z_perm: permuted codes, of z's shape; receives no gradient.
         backend: backend of :func:`fvae.ops.logit_ratio`.
 

@@ -1,0 +1,45 @@
+"""The metrics of this package; to add one, add an entry."""
+
+from fvae.metrics import sampling
+from fvae.metrics.beta_vae import beta_vae_score
+from fvae.metrics.dci import dci_score
+from fvae.metrics.factor_vae import factor_vae_score
+from fvae.metrics.mig import mig_score
+from fvae.metrics.protocols import DCI, MIG, PROTOCOLS, SAP
+from fvae.metrics.sap import sap_score
+from fvae.registry import METRICS, Metric
+
+
+def _of_samples(score):
+    """A score that learns from samples has one protocol, and no use for the KL."""
+    return lambda codes, sizes, protocol, seed, kl: score(codes, sizes, seed)
+
+
+def _sampled(train: int, test: int = 0):
+    return lambda sizes, protocol, seed: sampling.sample_rows(sizes, train, test, seed)
+
+
+for _entry in (
+    Metric(
+        "factor_vae", "FactorVAE metric",
+        lambda codes, sizes, protocol, seed, kl: factor_vae_score(
+            codes, sizes, protocol, seed, kl=kl
+        ),
+        sampling.factor_vae_chunks, PROTOCOLS,
+    ),
+    Metric(
+        "beta_vae", "Higgins' (beta-VAE) metric",
+        lambda codes, sizes, protocol, seed, kl: beta_vae_score(codes, sizes, protocol, seed),
+        sampling.beta_vae_chunks,
+    ),
+    Metric("mig", "mutual information gap", _of_samples(mig_score), _sampled(MIG.samples)),
+    Metric(
+        "sap", "separated attribute predictability", _of_samples(sap_score),
+        _sampled(SAP.train_samples, SAP.test_samples),
+    ),
+    Metric(
+        "dci", "disentanglement of DCI", _of_samples(dci_score),
+        _sampled(DCI.train_samples, DCI.test_samples),
+    ),
+):  # fmt: skip
+    METRICS.add(_entry)

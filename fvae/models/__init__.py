@@ -1,0 +1,1 @@
+"""The networks: functions of weights and inputs, which know nothing of training."""

@@ -1,0 +1,69 @@
+"""Fakes of the ops: shapes and dtypes for torch.compile, without numbers."""
+
+import torch
+from torch import Tensor
+
+from fvae.ops.registry import LIBRARY
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("fvae::gather_batch", lib=LIBRARY)
+def _(data, image_shape, packed, batch_size, seed, step, lane, dtype):
+    x = data.new_empty((*seed.shape, batch_size, *image_shape), dtype=dtype)
+    return x, data.new_empty((*seed.shape, batch_size), dtype=torch.int64)
+
+
+@torch.library.register_fake("fvae::reparameterize", lib=LIBRARY)
+def _(mu, logvar, seed, step, lane):
+    z = torch.empty_like(mu, memory_format=torch.contiguous_format)
+    return z, mu.new_empty((*mu.shape[:-2], mu.shape[-1]), dtype=_sum_dtype(mu))
+
+
+@torch.library.register_fake("fvae::reparameterize_backward", lib=LIBRARY)
+def _(grad_z, grad_kl, mu, logvar, seed, step, lane):
+    grad = torch.empty_like(mu, memory_format=torch.contiguous_format)
+    return grad, torch.empty_like(grad)
+
+
+@torch.library.register_fake("fvae::permute_dims", lib=LIBRARY)
+def _(z, seed, step, lane):
+    return torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("fvae::permute_dims_backward", lib=LIBRARY)
+def _(grad, seed, step, lane):
+    return torch.empty_like(grad, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("fvae::logit_ratio", lib=LIBRARY)
+def _(logits_z, logits_perm):
+    rows = logits_z.new_empty(logits_z.shape[:-1], dtype=_sum_dtype(logits_z))
+    one = rows.new_empty(rows.shape[:-1])
+    return one, torch.empty_like(one), torch.empty_like(one), rows, torch.empty_like(rows)
+
+
+@torch.library.register_fake("fvae::bernoulli_nll", lib=LIBRARY)
+def _(logits, target):
+    nll = logits.new_empty(logits.shape[:-4], dtype=_sum_dtype(logits))
+    return nll, torch.empty_like(logits)
+
+
+@torch.library.register_fake("fvae::metric_votes", lib=LIBRARY)
+def _(codes, factor_sizes, votes, samples, balanced, scale, active, seed, step, lane):
+    shape = (codes.shape[0], codes.shape[2], len(factor_sizes))
+    return codes.new_empty(shape, dtype=torch.int64)
+
+
+@torch.library.register_fake("fvae::pair_features", lib=LIBRARY)
+def _(codes, factor_sizes, points, pairs, balanced, seed, step, lane):
+    features = codes.new_empty((codes.shape[0], points, codes.shape[2]), dtype=torch.float32)
+    return features, codes.new_empty((points,), dtype=torch.int64)
+
+
+@torch.library.register_fake("fvae::grouped_variance", lib=LIBRARY)
+def _(codes, factor_sizes):
+    shape = (codes.shape[0], sum(factor_sizes), codes.shape[2])
+    return codes.new_empty(shape, dtype=torch.float32)

@@ -1,0 +1,273 @@
+"""The ops of a training step, in its order."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fvae.ops import reference
+from fvae.ops.checks import FLOATS, check_float, check_same, keys
+from fvae.ops.registry import implementation
+from fvae.philox import Philox
+
+# --- gather_batch ---------------------------------------------------------------------------
+
+
+def gather_batch(
+    store,
+    batch_size: int,
+    rng: Philox | None,
+    backend: str | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """x = images of the store at uniform random indices, drawn with replacement, in 0..1.
+
+    Args:
+        store: a :class:`fvae.data.Store`, or any object with ``data`` (uint8 ``[N, bytes]``),
+            ``binary`` (whether a byte holds eight pixels) and ``image_shape`` (C, H, W). Where its
+            ``on_demand`` is true, ``rows(indices)`` makes the images and N is ``len(store)``.
+        batch_size: B, at least 1.
+        rng: key and step of the draw, on the store's device; index i is
+            ``word_i * N >> 32``, of bias below N / 2**32. None draws a key from PyTorch's
+            global generator.
+        backend: None picks; otherwise a name in :data:`BACKENDS`.
+        dtype: of x; float32 or bfloat16.
+        return_indices: also return the images' indices.
+
+    Returns:
+        x, ``[B, C, H, W]`` (``[M, B, C, H, W]`` where rng has M keys), and, if asked for, the
+        indices, int64 ``[B]`` or ``[M, B]``.
+
+    Raises:
+        ValueError: batch_size < 1, the store is empty, rng is on another device, or the backend
+            does not exist.
+    """
+    data = store.data
+    if batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+    if data.dim() != 2 or data.dtype != torch.uint8 or data.shape[0] == 0:
+        raise ValueError(
+            f"store.data: got {list(data.shape)} {data.dtype}, expected uint8 [N, bytes], N >= 1"
+        )
+    if rng is None:
+        rng = Philox.from_torch(data.device)
+    if rng.seed.device != data.device:
+        raise ValueError(f"rng: is on {rng.seed.device}, but the store is on {data.device}")
+    run = implementation("gather_batch", backend)
+    shape = list(store.image_shape)
+    draw = (batch_size, rng.seed, rng.step, rng.lane, dtype)
+    if getattr(store, "on_demand", False):
+        # The backend draws from blank rows, of which only the numbers are used.
+        indices = run(data.new_empty(len(store), 4), [4, 1, 1], False, *draw)[1]
+        rows = store.rows(indices).flatten(0, -2)
+        x = reference.unpack(rows, shape, store.binary, dtype).unflatten(0, indices.shape)
+    else:
+        x, indices = run(data, shape, store.binary, *draw)
+    return (x, indices) if return_indices else x
+
+
+# --- reparameterize -------------------------------------------------------------------------
+
+
+class _Reparameterize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, mu, logvar, seed, step, lane, backend):
+        ctx.save_for_backward(mu, logvar, seed, step)
+        ctx.lane, ctx.backend = lane, backend
+        return implementation("reparameterize", backend)(mu, logvar, seed, step, lane)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_z, grad_kl):
+        run = implementation("reparameterize_backward", ctx.backend)
+        return *run(grad_z, grad_kl, *ctx.saved_tensors, ctx.lane), None, None, None, None
+
+
+def reparameterize(
+    mu: Tensor, logvar: Tensor, rng: Philox | None = None, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """z = mu + exp(logvar / 2) * eps, eps ~ N(0, 1), and the KL of q(z|x) to N(0, 1).
+
+    ``kl[j] = mean over the batch of (mu_j^2 + exp(logvar_j) - logvar_j - 1) / 2``.
+
+    Args:
+        mu: means, ``[B, d]`` or ``[M, B, d]``; float32 or bfloat16.
+        logvar: log variances, of mu's shape and dtype.
+        rng: key and step of the noise; None draws a key from PyTorch's global generator.
+        backend: None picks; otherwise a name in :data:`BACKENDS`.
+
+    Returns:
+        z, of mu's shape and dtype, and kl, ``[d]`` or ``[M, d]``, float32, in nats. Backward
+        draws the noise again instead of keeping it, so ``rng.advance()`` belongs after it.
+
+    Raises:
+        TypeError: mu or logvar is not floating point.
+        ValueError: shapes, dtypes or devices differ, an input is empty, or the backend does not
+            exist.
+
+    Source: Kingma & Welling 2014.
+    """
+    check_float("mu", mu, (2, 3), "[B, d] or [M, B, d]")
+    check_same("logvar", logvar, "mu", mu)
+    seed, step, lane = keys(rng, mu)
+    if torch.is_grad_enabled() and (mu.requires_grad or logvar.requires_grad):
+        return _Reparameterize.apply(mu, logvar, seed, step, lane, backend)
+    return implementation("reparameterize", backend)(mu, logvar, seed, step, lane)
+
+
+# --- permute_dims ---------------------------------------------------------------------------
+
+
+class _PermuteDims(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, seed, step, lane, backend):
+        ctx.save_for_backward(seed, step)
+        ctx.lane, ctx.backend = lane, backend
+        return implementation("permute_dims", backend)(z, seed, step, lane)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        run = implementation("permute_dims_backward", ctx.backend)
+        return run(grad, *ctx.saved_tensors, ctx.lane), None, None, None, None
+
+
+def permute_dims(z: Tensor, rng: Philox | None = None, backend: str | None = None) -> Tensor:
+    """z_perm[b, j] = z[p_j(b), j], p_j an independent uniform permutation of the batch for each j.
+
+    The result's columns have the batch's values, but are independent of each other: a sample of
+    the product of the marginals of q(z), class 1 of the discriminator.
+
+    Args:
+        z: ``[B, d]``, or ``[M, B, d]`` for M models; float32 or bfloat16.
+        rng: key and step of the permutations; None draws a key from PyTorch's global generator.
+        backend: None picks; otherwise a name in :data:`BACKENDS`.
+
+    Returns:
+        z_perm, of z's shape and dtype. Its gradient is the inverse permutation of the upstream
+        gradient; detach it to train a discriminator.
+
+    Raises:
+        TypeError: z is not floating point.
+        ValueError: z has another shape or is empty, rng is on another device, or the backend
+            does not exist.
+
+    Source: Kim & Mnih 2018, Algorithm 1.
+    """
+    check_float("z", z, (2, 3), "[B, d] or [M, B, d]")
+    seed, step, lane = keys(rng, z)
+    if z.requires_grad and torch.is_grad_enabled():
+        return _PermuteDims.apply(z, seed, step, lane, backend)
+    return implementation("permute_dims", backend)(z, seed, step, lane)
+
+
+# --- logit_ratio ----------------------------------------------------------------------------
+
+
+class _LogitRatio(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits_z, logits_perm, backend):
+        run = implementation("logit_ratio", backend)
+        tc, disc_loss, accuracy, slope_z, slope_perm = run(logits_z, logits_perm)
+        ctx.save_for_backward(slope_z, slope_perm)
+        ctx.dtype = logits_z.dtype
+        ctx.mark_non_differentiable(accuracy)
+        return tc, disc_loss, accuracy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_tc, grad_loss, _):
+        slope_z, slope_perm = ctx.saved_tensors
+        ratio_z = grad_loss.unsqueeze(-1) * slope_z + grad_tc.unsqueeze(-1) / slope_z.shape[-1]
+        ratio_perm = grad_loss.unsqueeze(-1) * slope_perm
+        grads = (torch.stack((s, -s), dim=-1).to(ctx.dtype) for s in (ratio_z, ratio_perm))
+        return *grads, None
+
+
+def logit_ratio(
+    logits_z: Tensor, logits_perm: Tensor, backend: str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """TC = mean(l0 - l1) over the rows of q(z), with the discriminator's loss and accuracy.
+
+    ``disc_loss = (cross_entropy(logits_z, 0) + cross_entropy(logits_perm, 1)) / 2``: logit 0 is
+    "drawn from q(z)" (class 0), logit 1 is "permuted" (class 1).
+
+    Args:
+        logits_z: discriminator logits of z, ``[B, 2]`` or ``[M, B, 2]``; float32 or bfloat16.
+        logits_perm: logits of the permuted z, of the same shape and dtype.
+        backend: None picks; otherwise a name in :data:`BACKENDS`.
+
+    Returns:
+        tc (nats; can be negative), disc_loss (nats) and disc_accuracy (0 to 1, a tie counts as
+        wrong), each ``[]`` or ``[M]``, float32. Gradients are made in the forward pass; accuracy
+        has none.
+
+    Raises:
+        TypeError: an input is not floating point.
+        ValueError: shapes, dtypes or devices differ, or the backend does not exist.
+
+    Source: Kim & Mnih 2018, equation 3 and Algorithm 2.
+    """
+    check_float("logits_z", logits_z, (2, 3), "[B, 2] or [M, B, 2]")
+    check_same("logits_perm", logits_perm, "logits_z", logits_z)
+    if logits_z.shape[-1] != 2:
+        raise ValueError(f"logits_z: got {logits_z.shape[-1]} logits a row, expected 2")
+    if torch.is_grad_enabled() and (logits_z.requires_grad or logits_perm.requires_grad):
+        return _LogitRatio.apply(logits_z, logits_perm, backend)
+    return implementation("logit_ratio", backend)(logits_z, logits_perm)[:3]
+
+
+# --- bernoulli_nll --------------------------------------------------------------------------
+
+
+class _BernoulliNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, target, backend):
+        nll, grad = implementation("bernoulli_nll", backend)(logits, target)
+        ctx.save_for_backward(grad)
+        return nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_nll):
+        (grad,) = ctx.saved_tensors
+        return grad * grad_nll.view(*grad_nll.shape, 1, 1, 1, 1).to(grad.dtype), None, None
+
+
+def bernoulli_nll(logits: Tensor, target: Tensor, backend: str | None = None) -> Tensor:
+    """nll = mean over the batch, sum over pixels, of log(1 + exp(l)) - l x.
+
+    Args:
+        logits: ``[B, C, H, W]`` or ``[M, B, C, H, W]``; float32 or bfloat16.
+        target: x, in one of four forms, told apart by dtype and shape:
+            floating point of the logits' shape, 0..1;
+            bool of the logits' shape, 0 or 1;
+            uint8 of the logits' shape, bytes 0..255, x = byte / 255 (0/1 images held as uint8
+            are passed as ``images.bool()``);
+            uint8 ``[..., C * H * W / 8]``, packed bits: pixel p of the flattened image is bit
+            ``p % 8`` of byte ``p // 8``, as in the ``data`` of a binary store.
+        backend: None picks; otherwise a name in :data:`BACKENDS`.
+
+    Returns:
+        nll, ``[]`` or ``[M]``, float32, in nats an image. The gradient is made in the forward
+        pass; the target has none.
+
+    Raises:
+        TypeError: logits are not floating point, or target has another dtype.
+        ValueError: the target's shape fits no form, or the backend does not exist.
+    """
+    check_float("logits", logits, (4, 5), "[B, C, H, W] or [M, B, C, H, W]")
+    packed = (*logits.shape[:-3], logits.shape[-3:].numel() // 8)
+    if target.shape != logits.shape and not (
+        target.dtype == torch.uint8 and target.shape == packed
+    ):
+        raise ValueError(
+            f"target: got shape {list(target.shape)} {target.dtype}, expected"
+            f" {list(logits.shape)}, or uint8 {list(packed)} of packed bits"
+        )
+    if target.dtype not in (*FLOATS, torch.bool, torch.uint8):
+        raise TypeError(f"target: got {target.dtype}, expected floating point, bool or uint8")
+    if logits.requires_grad and torch.is_grad_enabled():
+        return _BernoulliNLL.apply(logits, target, backend)
+    return implementation("bernoulli_nll", backend)(logits, target)[0]

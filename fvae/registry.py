@@ -1,0 +1,156 @@
+"""What can be chosen by name: objectives, metrics and data sets, each one entry in one registry.
+
+The command line's choices and help, evaluation, studies and pages follow from the entries. An
+entry from outside is added before the first use of its name::
+
+    from fvae.registry import OBJECTIVES, Objective
+
+    OBJECTIVES.add(Objective("my-vae", "recon + beta KL^2", terms=my_terms, weight="beta"))
+"""
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fvae.errors import UserError
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a run minimises.
+
+    Attributes:
+        name: as ``--objective`` takes it.
+        about: one line for the help text.
+        terms: ``terms(*networks, *batches, weight, rng, backend, target, draws)`` computes the
+            loss terms of a batch by name, ``loss`` among them, as those of
+            :mod:`fvae.training.objectives` do. None where the trainer has its own.
+        weight: the setting that weighs the varied term, such as "gamma"; None where there is none.
+        grid: the option of a study that holds its weights, such as "gammas"; None where a study
+            does not vary it.
+        batches: batches of images that a step draws.
+        discriminator: whether a discriminator is trained beside the VAE.
+        stacks: whether runs of several seeds and weights can share a step.
+        distributes: whether every term is a mean over the batch, so that processes can share it.
+        trainer: ``trainer(config, store, world)`` returns what makes its steps; None is
+            :class:`fvae.training.trainer.Trainer`.
+        model: ``model(config, image_channels)`` returns an untrained model to load a run's weights
+            into; None is :class:`fvae.models.vae.VAE`.
+        part: first part of the names of the model's tensors in a checkpoint.
+        first: the rest of the name of its first convolution's weight, whose shape tells C.
+    """
+
+    name: str
+    about: str
+    terms: Callable[..., Any] | None = None
+    weight: str | None = None
+    grid: str | None = None
+    batches: int = 1
+    discriminator: bool = False
+    stacks: bool = True
+    distributes: bool = True
+    trainer: Callable[..., Any] | None = None
+    model: Callable[..., Any] | None = None
+    part: str = "vae"
+    first: str = "encoder.0.weight"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of a representation.
+
+    Attributes:
+        name: key of its result in ``eval-*.json``, column of every table.
+        about: one line.
+        score: ``score(codes, factor_sizes, protocol, seed, kl)`` returns a dataclass with a
+            ``score``; kl is None or the mean KL of each dimension, nats.
+        rows: ``rows(factor_sizes, protocol, seed)`` yields the rows of the codes that it reads,
+            int64, in any order and with repeats.
+        protocols: names of ``fvae eval --protocol`` under which it exists.
+    """
+
+    name: str
+    about: str
+    score: Callable[..., Any]
+    rows: Callable[..., Any]
+    protocols: tuple[str, ...] = ("kim2018", "locatello2019")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that is made here, with nothing to download.
+
+    Attributes:
+        name: as ``--data`` takes it.
+        about: one line.
+        build: ``build(progress)`` returns the store; progress takes the share that is done.
+        key: name of its entry in the cache, which changes with what is built; None where building
+            is too quick to be worth a file.
+    """
+
+    name: str
+    about: str
+    build: Callable[..., Any]
+    key: str | None = None
+
+
+Entry = TypeVar("Entry", Objective, Metric, DataSet)
+
+
+class Registry(Mapping[str, Entry]):
+    """Entries by name, in the order in which they were added.
+
+    Args:
+        what: what an unknown name is called in an error, such as "--objective".
+        home: the module that adds the entries of this package; imported at the first look.
+    """
+
+    def __init__(self, what: str, home: str) -> None:
+        self.what, self.home = what, home
+        self._entries: dict[str, Entry] = {}
+
+    def add(self, entry: Entry) -> Entry:
+        """Add an entry, and return it.
+
+        Raises:
+            ValueError: there is one of that name.
+        """
+        if entry.name in self._entries:
+            raise ValueError(f"{self.what}: {entry.name!r} is registered already")
+        self._entries[entry.name] = entry
+        return entry
+
+    def remove(self, name: str) -> None:
+        """Take an entry out again."""
+        del self._all()[name]
+
+    def __getitem__(self, name: str) -> Entry:
+        """Return the entry of that name.
+
+        Raises:
+            UserError: there is none.
+        """
+        entries = self._all()
+        if name not in entries:
+            raise UserError(f"{self.what}: got {name!r}, expected one of {', '.join(entries)}")
+        return entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def _all(self) -> dict[str, Entry]:
+        # By name: what stands below in the layering is asked about what stands above it.
+        importlib.import_module(self.home)
+        return self._entries
+
+
+OBJECTIVES: Registry[Objective] = Registry("--objective", "fvae.training.registry")
+METRICS: Registry[Metric] = Registry("metrics", "fvae.metrics.registry")
+DATA: Registry[DataSet] = Registry("--data", "fvae.data.registry")

@@ -1,0 +1,201 @@
+"""One training step of one run: draw a batch, run forward and backward, update both players."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fvae import ops
+from fvae.config import DISC_BETAS, VAE_BETAS, TrainConfig
+from fvae.data import Store
+from fvae.device import arithmetic
+from fvae.errors import UserError
+from fvae.models import vae as nets
+from fvae.philox import Philox
+from fvae.registry import OBJECTIVES
+from fvae.training import checkpoint, objectives
+from fvae.training.distributed import World
+from fvae.training.graph import StepGraph
+
+
+class Trainer:
+    """Networks, optimizer and random numbers of one run; ``step()`` trains both players once.
+
+    Args:
+        config: the settings, with device and precision other than "auto".
+        store: the data set; it is moved to the device.
+        world: the processes that share the batch; one, unless torchrun started more.
+
+    Raises:
+        UserError: the images are not 64 x 64 with 1 or 3 channels.
+    """
+
+    def __init__(self, config: TrainConfig, store: Store, world: World | None = None) -> None:
+        channels, *size = store.image_shape
+        if size != [64, 64] or channels not in (1, 3):
+            raise UserError(
+                f"--data {store.name}: images are {list(store.image_shape)}, expected [1, 64, 64]"
+                " or [3, 64, 64]; resize them"
+            )
+        self.config, self.objective = config, OBJECTIVES[config.objective]
+        self.world = world or World()
+        self.device = torch.device(config.device)
+        self.store = store.to(self.device)
+        self.rng = Philox(config.seed, device=self.device)
+        self.step_count = 0
+        groups = self._build(channels)
+        self.optimizer = torch.optim.Adam(groups, fused=True, capturable=self.device.type == "cuda")
+        gpu = self.device.type == "cuda"
+        self.graph = StepGraph() if gpu and config.graph and self.world.size == 1 else None
+        self.weight_at = objectives.weight_at(*objectives.weight_of(config))
+        # Created before the first step, so that a checkpoint always has the same tensors.
+        for parameter in self._parameters().values():
+            self.optimizer.state[parameter] = {
+                "step": torch.zeros((), device=self.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    def _build(self, channels: int) -> list[dict]:
+        """Make the networks on the device; return the optimizer's groups, one a player."""
+        config = self.config
+        vae, discriminator = nets.build(config, channels, self.objective.discriminator)
+        self.vae = vae.to(self.device, memory_format=torch.channels_last)
+        self.discriminator = discriminator.to(self.device) if discriminator else None
+        return self._groups()
+
+    def _groups(self) -> list[dict]:
+        config = self.config
+        players = [(self.vae, config.learning_rate, VAE_BETAS)]
+        if self.discriminator:
+            players.append((self.discriminator, config.disc_learning_rate, DISC_BETAS))
+        return [
+            {"params": list(network.parameters()), "lr": rate, "betas": betas}
+            for network, rate, betas in players
+        ]
+
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        """Networks by the first part of their tensors' names in a checkpoint."""
+        modules = {"vae": self.vae}
+        return modules | ({"discriminator": self.discriminator} if self.discriminator else {})
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {
+            f"{part}.{name}": p
+            for part, module in self._modules().items()
+            for name, p in module.named_parameters()
+        }
+
+    def step(self) -> objectives.Terms:
+        """Train both players once: draw a batch, run forward and backward, update.
+
+        On a GPU the first steps run one kernel after another; then the step is captured and
+        replayed, unless the configuration says otherwise.
+
+        Returns:
+            the loss terms of :mod:`fvae.training.objectives`, detached, on the device; the next
+            step overwrites them where a graph is replayed.
+        """
+        if self.graph and self.graph.captured:
+            terms = self.graph.replay()
+        else:
+            with arithmetic(self.device, self.config.precision):
+                # Handed over at each call: a graph that kept its trainer would be kept by it.
+                terms = self.graph.step(self._step) if self.graph else self._step()
+        self.step_count += 1
+        return terms
+
+    def _step(self) -> objectives.Terms:
+        config, gpu = self.config, self.device.type == "cuda"
+        batches = self.objective.batches
+        low = gpu and config.precision == "bf16"
+        x, indices = ops.gather_batch(
+            self.store,
+            batches * config.batch_size,
+            self.rng,
+            config.backend,
+            dtype=torch.bfloat16 if low else torch.float32,
+            return_indices=True,
+        )
+        x = self.world.rows(x, batches)
+        # A GPU reads the target's packed rows again rather than float images; on a CPU the images
+        # are at hand.
+        first = indices[..., : config.batch_size]
+        target = self._packed(self.world.rows(first, 1)) if gpu else None
+        weight = self.weight_at(self.rng.step)
+        with torch.autocast(
+            self.device.type,
+            torch.bfloat16,
+            enabled=config.precision == "bf16",
+            cache_enabled=not gpu,  # a cached cast would outlive the capture it was made in
+        ):
+            terms = self._run(self._terms, x, weight, target)
+        # The one loss, or those of several models: each depends on its own model's weights alone.
+        terms["loss"].sum().backward()
+        self._update()
+        self.rng.advance()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _update(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @functools.cached_property
+    def _run(self) -> Callable[..., objectives.Terms]:
+        return self.world.parallel(self.vae, self.discriminator)
+
+    def _terms(self, x: Tensor, weight: Tensor | float, target: Tensor | None) -> objectives.Terms:
+        networks = [self.vae] + ([self.discriminator] if self.discriminator else [])
+        batches = self._laid_out(x).chunk(self.objective.batches, dim=-4)
+        return self.objective.terms(
+            *networks, *batches, weight, self.rng, self.config.backend, target, self.world
+        )
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _packed(self, indices: Tensor) -> Tensor:
+        rows = self.store.rows(indices)
+        return rows if self.store.binary else rows.unflatten(-1, self.store.image_shape)
+
+    def is_finite(self) -> bool:
+        """Return whether every weight is a finite number."""
+        each = [p.isfinite().all() for p in self._parameters().values()]
+        return bool(torch.stack(each).all())
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that the next step depends on, by name."""
+        tensors = {"rng.seed": self.rng.seed, "rng.step": self.rng.step}
+        for name, parameter in self._parameters().items():
+            tensors[name] = parameter
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor], path: Path) -> None:
+        """Take over a state that :meth:`state` returned.
+
+        Raises:
+            UserError: a tensor is missing or has another shape.
+        """
+        for part, module in self._modules().items():
+            checkpoint.load_weights(module, tensors, part + ".", path)
+        try:
+            for name, parameter in self._parameters().items():
+                for key, value in self.optimizer.state[parameter].items():
+                    value.copy_(tensors[f"optimizer.{key}.{name}"])
+            self.rng.seed.copy_(tensors["rng.seed"])
+            self.rng.step.copy_(tensors["rng.step"])
+        except (KeyError, RuntimeError) as error:
+            raise UserError(
+                f"{path}: optimizer state does not fit ({error}); it belongs to another"
+                " configuration"
+            ) from None
+        self.step_count = int(self.rng.step)
+
+
+def make_trainer(config: TrainConfig, store: Store, world: World | None = None) -> Trainer:
+    """Return the trainer of the configuration's objective."""
+    return (OBJECTIVES[config.objective].trainer or Trainer)(config, store, world)
