@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fvae.kernels import tiles
-from fvae.kernels.launch import launch
+from fvae.kernels.counters import add_partials, counters, is_last
+from fvae.kernels.launch import jit, launch
 
 
 @triton.jit
@@ -17,7 +18,7 @@ def _loss_and_gradient(logit, x):
     return loss, tl.where(logit >= 0, 1.0, e) / (1.0 + e) - x
 
 
-@triton.jit
+@jit("logits_ptr", "target_ptr", "grad_ptr", "per_model")
 def bernoulli_nll_kernel(
     logits_ptr,  # [M, B * pixels]
     target_ptr,  # the same elements; or bits in 32-bit words
@@ -27,19 +28,24 @@ def bernoulli_nll_kernel(
     counter_ptr,  # int32 [M], zero before and after
     per_model,  # B * pixels
     batch,  # B
+    turns,  # tiles a program
     PACKED: tl.constexpr,  # the target holds bits
     OCTETS: tl.constexpr,  # the target holds bytes 0..255
-    TILE: tl.constexpr,  # pixels a turn
-    TURNS: tl.constexpr,
-    PARTIALS: tl.constexpr,
+    TILE: tl.constexpr,  # pixels
+    PARTS: tl.constexpr,  # partial sums added in one go
 ):
     """Each program sums its pixels; the last to finish adds the sums in the programs' order."""
-    program, model = tl.program_id(0), tl.program_id(1)
+    program, model = tl.program_id(0), tl.program_id(1).to(tl.int64)
     programs = tl.num_programs(0)
-    base = model.to(tl.int64) * per_model
-    total = 0.0
-    for turn in tl.static_range(TURNS):
-        start = (program.to(tl.int64) * TURNS + turn) * TILE
+    base = model * per_model
+    share = 1.0 / batch
+    if PACKED:
+        total = tl.zeros([TILE // 32, 32], tl.float32)
+    else:
+        total = tl.zeros([TILE], tl.float32)
+    turn = 0  # `while`: as in counters.py
+    while turn < turns:
+        start = (program.to(tl.int64) * turns + turn) * TILE
         if PACKED:
             word = start // 32 + tl.arange(0, TILE // 32)
             bit = tl.arange(0, 32)
@@ -55,72 +61,33 @@ def bernoulli_nll_kernel(
                 x = x * (1.0 / 255.0)
         logit = tl.load(logits_ptr + base + at, mask=inside, other=0.0).to(tl.float32)
         loss, grad = _loss_and_gradient(logit, x)
-        grad = grad / batch
-        tl.store(grad_ptr + base + at, grad.to(grad_ptr.dtype.element_ty), mask=inside)
-        loss = tl.where(inside, loss, 0.0)
-        if PACKED:
-            loss = tl.sum(loss, axis=1)
-        total += tl.sum(loss, axis=0)
-    tl.store(partial_ptr + model * programs + program, total)
-    # The release of the store before, and the acquire of all others' for the last program.
-    done = tl.atomic_add(counter_ptr + model, 1, sem="acq_rel", scope="gpu")
-    if done == programs - 1:
-        sums = tl.zeros([PARTIALS], tl.float32)
-        first = 0  # `while`: as in logit_ratio.py
-        while first < programs:
-            i = first + tl.arange(0, PARTIALS)
-            # Past the first-level cache, which other processors' stores do not reach.
-            sums += tl.load(
-                partial_ptr + model * programs + i,
-                mask=i < programs,
-                other=0.0,
-                cache_modifier=".cg",
-            )
-            first += PARTIALS
-        tl.store(nll_ptr + model, tl.sum(sums, axis=0) / batch)
-        tl.store(counter_ptr + model, 0)
+        grad = (grad * share).to(grad_ptr.dtype.element_ty)
+        tl.store(grad_ptr + base + at, grad, mask=inside)
+        total += tl.where(inside, loss, 0.0)
+        turn += 1
+    if PACKED:
+        total = tl.sum(total, axis=1)
+    partial_ptr += model * programs
+    tl.store(partial_ptr + program, tl.sum(total, axis=0))
+    if is_last(counter_ptr + model, programs):
+        nll = tl.sum(add_partials(partial_ptr, programs, 1, PARTS, 1), axis=0)
+        tl.store(nll_ptr + model, nll / batch)
 
 
-class _Counters:
-    """Counters of finished programs: zero between launches, as the last program leaves them.
+def _as_words(packed: Tensor) -> Tensor:
+    """Return packed bits as int32 words, ``[.., bytes / 4]``.
 
-    Two launches that may run at once need counters of their own: each stream has its, and each
-    launch that a CUDA graph records has its for good. So nothing is cleared at a launch, and
-    nothing is allocated while a graph is recorded, if an eager launch came before.
+    Raises:
+        ValueError: an image's bytes are no multiple of four.
     """
-
-    SIZE = 1 << 14
-
-    def __init__(self, device: torch.device) -> None:
-        self.buffer = torch.zeros(self.SIZE, dtype=torch.int32, device=device)
-        self.used = 0
-        self.of_stream: dict[tuple[int, int], Tensor] = {}
-
-    def take(self, models: int) -> Tensor:
-        """Return int32 zeros ``[models]`` that no other running launch uses."""
-        if self.buffer.device.type == "cpu":  # the interpreter runs one launch after another
-            return torch.zeros(models, dtype=torch.int32)
-        if torch.cuda.is_current_stream_capturing():
-            return self._new(models)
-        key = (torch.cuda.current_stream(self.buffer.device).cuda_stream, models)
-        if key not in self.of_stream:
-            self.of_stream[key] = self._new(models)
-        return self.of_stream[key]
-
-    def _new(self, models: int) -> Tensor:
-        if self.used + models > self.SIZE:
-            return torch.zeros(models, dtype=torch.int32, device=self.buffer.device)
-        self.used += models
-        return self.buffer[self.used - models : self.used]
-
-
-_COUNTERS: dict[torch.device, _Counters] = {}
-
-
-def _counter(device: torch.device, models: int) -> Tensor:
-    if device not in _COUNTERS:
-        _COUNTERS[device] = _Counters(device)
-    return _COUNTERS[device].take(models)
+    if packed.shape[-1] % 4:
+        raise ValueError(
+            f"target: got {packed.shape[-1]} bytes of packed bits an image;"
+            " backend='triton' needs a multiple of 4"
+        )
+    if packed.storage_offset() % 4:  # a part of a larger tensor
+        packed = packed.clone()
+    return packed.view(torch.int32)
 
 
 def bernoulli_nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,28 +103,23 @@ def bernoulli_nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     models = logits.shape[0] if logits.dim() == 5 else 1
     per_model = dense.numel() // models
     if packed:
-        if target.shape[-1] % 4:
-            raise ValueError(
-                f"target: got {target.shape[-1]} bytes of packed bits an image;"
-                " backend='triton' needs a multiple of 4"
-            )
-        target = target.view(torch.int32)
+        target = _as_words(target)
     elif target.dtype == torch.bool:
         target = target.view(torch.uint8)
     grad = torch.empty_like(dense)
     nll = torch.empty(logits.shape[:-4], dtype=torch.float32, device=logits.device)
-    programs = triton.cdiv(per_model, tiles.NLL_PIXELS)
+    turns = tiles.turns(triton.cdiv(per_model, tiles.NLL_TILE), tiles.NLL_PROGRAMS)
+    programs = triton.cdiv(per_model, turns * tiles.NLL_TILE)
     partial = torch.empty((models, programs), dtype=torch.float32, device=logits.device)
     launch(
         bernoulli_nll_kernel,
         (programs, models),
-        (dense, target, grad, partial, nll, _counter(logits.device, models), per_model,
-         logits.shape[-4]),
+        (dense, target, grad, partial, nll, counters(logits.device, models), per_model,
+         logits.shape[-4], turns),
         PACKED=packed,
         OCTETS=octets,
         TILE=tiles.NLL_TILE,
-        TURNS=tiles.NLL_PIXELS // tiles.NLL_TILE,
-        PARTIALS=tiles.NLL_PARTIALS,
+        PARTS=tiles.PARTIALS,
         num_warps=tiles.WARPS,
     )  # fmt: skip
     # The gradient has the layout of the logits, channels_last included.

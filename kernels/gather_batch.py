@@ -6,12 +6,12 @@ import triton.language as tl
 from torch import Tensor
 
 from fvae.kernels import tiles
-from fvae.kernels.launch import launch
+from fvae.kernels.launch import check_below, jit, launch
 from fvae.kernels.rng import four_words
 from fvae.philox import Stream
 
 
-@triton.jit
+@jit("data_ptr", "x_ptr", "words")
 def gather_batch_kernel(
     data_ptr,  # the store's rows as 32-bit words, [N, words]
     x_ptr,  # [keys, B, pixels]
@@ -66,13 +66,16 @@ def gather_batch(
     """Triton backend of ``fvae::gather_batch``.
 
     Raises:
-        ValueError: the store's rows are not contiguous, or no whole number of four bytes.
+        ValueError: the store's rows are not contiguous, or no whole number of four bytes, or too
+            many or too long for integers of 32 bits.
     """
-    if not data.is_contiguous() or data.shape[1] % 4:
+    if not data.is_contiguous() or data.shape[1] % 4 or data.storage_offset() % 4:
         raise ValueError(
             f"store.data: got rows of {data.shape[1]} bytes, contiguous: {data.is_contiguous()};"
-            " backend='triton' needs contiguous rows of a multiple of 4 bytes"
+            " backend='triton' needs contiguous rows of a multiple of 4 bytes, aligned to 4"
         )
+    check_below("store.data", data.shape[0], (1 << 31) + 1, "rows")
+    check_below("store.data", data.shape[1] * (8 if packed else 1), 1 << 31, "pixels a row")
     shape = (*seed.shape, batch_size)
     x = torch.empty((*shape, *image_shape), dtype=dtype, device=data.device)
     indices = torch.empty(shape, dtype=torch.int64, device=data.device)

@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fvae.kernels import tiles
-from fvae.kernels.launch import launch, strides_3d
+from fvae.kernels.counters import add_partials, counters, is_last
+from fvae.kernels.launch import jit, launch, strides_3d
 
 
 @triton.jit
@@ -21,7 +22,7 @@ def _sigmoid(x):
     return tl.where(x >= 0, 1.0, e) / (1.0 + e)
 
 
-@triton.jit
+@jit()
 def logit_ratio_kernel(
     z_ptr,  # logits of z [M, B, 2]
     perm_ptr,  # logits of z_perm [M, B, 2]
@@ -30,37 +31,49 @@ def logit_ratio_kernel(
     accuracy_ptr,  # [M]
     slope_z_ptr,  # [M, B]
     slope_perm_ptr,  # [M, B]
+    partial_ptr,  # float32 [M, programs, 3] where SPLIT, else None
+    counter_ptr,  # int32 [M], zero before and after, where SPLIT, else None
     rows,  # B
     z_m, z_b, z_c,
     perm_m, perm_b, perm_c,
-    TILE: tl.constexpr,
+    TILE: tl.constexpr,  # rows a program
+    SPLIT: tl.constexpr,  # a model has several programs
+    PARTS: tl.constexpr,  # partial sums added in one go
 ):  # fmt: skip
-    """One program for each model: with s = l0 - l1, tc = mean s and the two cross-entropies."""
-    m = tl.program_id(0).to(tl.int64)
-    z_ptr += m * z_m
-    perm_ptr += m * perm_m
-    tc = tl.zeros([TILE], tl.float32)
-    loss = tl.zeros([TILE], tl.float32)
-    right = tl.zeros([TILE], tl.int32)
+    """With s = l0 - l1, tc = mean s and the two cross-entropies; the slopes of each row."""
+    program, m = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    b = program.to(tl.int64) * TILE + tl.arange(0, TILE)
+    inside = b < rows
+    z_ptr += m * z_m + b * z_b
+    perm_ptr += m * perm_m + b * perm_b
+    l0 = tl.load(z_ptr, mask=inside, other=0.0).to(tl.float32)
+    l1 = tl.load(z_ptr + z_c, mask=inside, other=0.0).to(tl.float32)
+    p0 = tl.load(perm_ptr, mask=inside, other=0.0).to(tl.float32)
+    p1 = tl.load(perm_ptr + perm_c, mask=inside, other=0.0).to(tl.float32)
+    s_z, s_perm = l0 - l1, p0 - p1
     half = 0.5 / rows
-    start = 0  # `while`: the interpreter of Triton 3.6 takes no run-time range under NumPy 2.4
-    while start < rows:
-        b = tl.arange(0, TILE).to(tl.int64) + start
-        inside = b < rows
-        l0 = tl.load(z_ptr + b * z_b, mask=inside, other=0.0).to(tl.float32)
-        l1 = tl.load(z_ptr + b * z_b + z_c, mask=inside, other=0.0).to(tl.float32)
-        p0 = tl.load(perm_ptr + b * perm_b, mask=inside, other=0.0).to(tl.float32)
-        p1 = tl.load(perm_ptr + b * perm_b + perm_c, mask=inside, other=0.0).to(tl.float32)
-        s_z, s_perm = l0 - l1, p0 - p1
-        tc += s_z
-        loss += tl.where(inside, _softplus(-s_z) + _softplus(s_perm), 0.0)
-        right += (inside & (s_z > 0)).to(tl.int32) + (inside & (s_perm < 0)).to(tl.int32)
-        tl.store(slope_z_ptr + m * rows + b, -half * _sigmoid(-s_z), mask=inside)
-        tl.store(slope_perm_ptr + m * rows + b, half * _sigmoid(s_perm), mask=inside)
-        start += TILE
-    tl.store(tc_ptr + m, tl.sum(tc, axis=0) / rows)
-    tl.store(loss_ptr + m, tl.sum(loss, axis=0) * half)
-    tl.store(accuracy_ptr + m, tl.sum(right, axis=0).to(tl.float32) * half)
+    tl.store(slope_z_ptr + m * rows + b, -half * _sigmoid(-s_z), mask=inside)
+    tl.store(slope_perm_ptr + m * rows + b, half * _sigmoid(s_perm), mask=inside)
+    tc = tl.sum(s_z, axis=0)
+    loss = tl.sum(tl.where(inside, _softplus(-s_z) + _softplus(s_perm), 0.0), axis=0)
+    right = (inside & (s_z > 0)).to(tl.int32) + (inside & (s_perm < 0)).to(tl.int32)
+    hits = tl.sum(right, axis=0).to(tl.float32)
+    if SPLIT:
+        programs = tl.num_programs(0)
+        partial_ptr += m * programs * 3
+        tl.store(partial_ptr + program * 3, tc)
+        tl.store(partial_ptr + program * 3 + 1, loss)
+        tl.store(partial_ptr + program * 3 + 2, hits)
+        if is_last(counter_ptr + m, programs):
+            sums = add_partials(partial_ptr, programs, 3, PARTS, 4)
+            column = tl.arange(0, 4)
+            tl.store(tc_ptr + m, tl.sum(tl.where(column == 0, sums, 0.0), axis=0) / rows)
+            tl.store(loss_ptr + m, tl.sum(tl.where(column == 1, sums, 0.0), axis=0) * half)
+            tl.store(accuracy_ptr + m, tl.sum(tl.where(column == 2, sums, 0.0), axis=0) * half)
+    else:
+        tl.store(tc_ptr + m, tc / rows)
+        tl.store(loss_ptr + m, loss * half)
+        tl.store(accuracy_ptr + m, hits * half)
 
 
 def logit_ratio(
@@ -76,14 +89,21 @@ def logit_ratio(
     each = logits_z.shape[:-2]
     tc, loss, accuracy = empty(*each), empty(*each), empty(*each)
     slope_z, slope_perm = empty(*each, rows), empty(*each, rows)
+    tile = min(tiles.LOGIT_ROWS, triton.next_power_of_2(rows))
+    programs = triton.cdiv(rows, tile)
+    split = programs > 1
     launch(
         logit_ratio_kernel,
-        (models,),
+        (programs, models),
         (
-            logits_z, logits_perm, tc, loss, accuracy, slope_z, slope_perm, rows,
-            *strides_3d(logits_z), *strides_3d(logits_perm),
+            logits_z, logits_perm, tc, loss, accuracy, slope_z, slope_perm,
+            empty(models, programs, 3) if split else None,
+            counters(logits_z.device, models) if split else None,
+            rows, *strides_3d(logits_z), *strides_3d(logits_perm),
         ),
-        TILE=min(tiles.LOGIT_ROWS, triton.next_power_of_2(rows)),
+        TILE=tile,
+        SPLIT=split,
+        PARTS=tiles.PARTIALS // 4,
         num_warps=tiles.WARPS,
     )  # fmt: skip
     return tc, loss, accuracy, slope_z, slope_perm

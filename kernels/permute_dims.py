@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fvae.kernels import tiles
-from fvae.kernels.launch import launch, strides_3d
+from fvae.kernels.launch import check_below, jit, launch, strides_3d
 from fvae.kernels.rng import four_words, interleave
 from fvae.philox import Stream
 
@@ -26,7 +26,7 @@ def _sort_keys(seed_ptr, step_ptr, key_stride, column, model, stream, ROWS, SIZE
     return tl.sort(key)
 
 
-@triton.jit
+@jit()
 def permute_dims_kernel(
     z_ptr,  # [M, B, d]
     out_ptr,  # [M, B, d] contiguous
@@ -61,15 +61,15 @@ def permute_dims_kernel(
         tl.store(out_ptr + row.to(tl.int64) * dims, value, mask=inside)
 
 
-@triton.jit
+@jit()
 def permutation_keys_kernel(
-    key_ptr,  # int64 [columns, B]
-    seed_ptr,
-    step_ptr,
-    key_stride,
+    key_ptr,  # int64 [M * d, B]
+    seed_ptr,  # int64 [] or [M]
+    step_ptr,  # int64 []
+    key_stride,  # 0 or 1
     stream,
-    rows,
-    dims,
+    rows,  # B
+    dims,  # d
     GROUPS: tl.constexpr,  # counter indices a program
 ):
     """key[c, b] = (word << 32 | b) with the top bit flipped, so that a signed sort orders it."""
@@ -92,6 +92,9 @@ def _permute(z: Tensor, seed: Tensor, step: Tensor, lane: int, inverse: bool) ->
     models, rows, dims = (1,) * (3 - z.dim()) + z.shape
     stream = Stream.PERMUTATION.at(lane)
     key_stride = int(seed.dim() == 1)
+    columns = dims if key_stride else models * dims
+    check_below("z", columns * ((rows + 3) // 4), (1 << 32) + 1, "draws of four words for a key")
+    check_below("z", rows, 1 << 31, "rows")
     if rows > tiles.SORT_ROWS:
         return _permute_many_rows(z, seed, step, stream, key_stride, inverse)
     out = torch.empty(z.shape, dtype=z.dtype, device=z.device)

@@ -6,42 +6,52 @@ import triton.language as tl
 from torch import Tensor
 
 from fvae.kernels import tiles
-from fvae.kernels.launch import launch, strides_3d
+from fvae.kernels.counters import add_partials, counters, is_last
+from fvae.kernels.launch import check_below, jit, launch, strides_3d
 from fvae.kernels.rng import four_normals
 from fvae.philox import Stream
 
 
 @triton.jit
-def _elements(key, key_stride, rows, dims, per_key, block, GROUPS: tl.constexpr):
-    """Model, row and column of a block's elements in the row-major order of one key."""
-    element = block.to(tl.int64) * (GROUPS * 4) + tl.arange(0, GROUPS * 4)
+def _elements(key, key_stride, rows, dims, block, GROUPS: tl.constexpr):
+    """Number within the key, model, row and column of a block's elements, in row-major order."""
+    element = block * (GROUPS * 4) + tl.arange(0, GROUPS * 4)
     flat_row = element // dims
     # One key for all models runs on through their rows; a key for each begins anew.
-    model = tl.where(key_stride == 0, flat_row // rows, key)
-    return element, model, flat_row % rows, element % dims, element < per_key
+    model = tl.where(key_stride == 0, (flat_row // rows).to(tl.int64), key)
+    return element, model, (flat_row % rows).to(tl.int64), (element % dims).to(tl.int64)
 
 
 @triton.jit
 def _sum_kl(
-    mu_ptr, logvar_ptr, kl_ptr, m, rows, dims, mu_m, mu_b, mu_d, lv_m, lv_b, lv_d,
-    TILE: tl.constexpr, DIMS: tl.constexpr,
+    mu_ptr, logvar_ptr, kl_ptr, partial_ptr, counter_ptr, m, part, parts, turns, rows, dims,
+    mu_m, mu_b, mu_d, lv_m, lv_b, lv_d, TILE: tl.constexpr, DIMS: tl.constexpr,
+    SPLIT: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """kl[m, j] of one model, its rows walked in a fixed order: the same sum at every run."""
-    j = tl.arange(0, DIMS)[None, :]
+    j = tl.arange(0, DIMS)[None, :].to(tl.int64)
     mu_ptr += m * mu_m + j * mu_d
     logvar_ptr += m * lv_m + j * lv_d
     total = tl.zeros([TILE, DIMS], tl.float32)
-    start = 0  # `while`: as in logit_ratio.py
-    while start < rows:
-        b = tl.arange(0, TILE)[:, None].to(tl.int64) + start
+    turn = 0  # `while`: as in counters.py
+    while turn < turns:
+        b = (part.to(tl.int64) * turns + turn) * TILE + tl.arange(0, TILE)[:, None]
         inside = (b < rows) & (j < dims)
         mu = tl.load(mu_ptr + b * mu_b, mask=inside, other=0.0).to(tl.float32)
         lv = tl.load(logvar_ptr + b * lv_b, mask=inside, other=0.0).to(tl.float32)
         total += 0.5 * (mu * mu + (tl.exp(lv) - 1.0) - lv)
-        start += TILE
-    kl = tl.sum(total, axis=0) / rows
+        turn += 1
+    kl = tl.sum(total, axis=0)
     column = tl.arange(0, DIMS)
-    tl.store(kl_ptr + m * dims + column, kl, mask=column < dims)
+    kl_ptr += m * dims
+    if SPLIT:
+        partial_ptr += m * parts * dims
+        tl.store(partial_ptr + part.to(tl.int64) * dims + column, kl, mask=column < dims)
+        if is_last(counter_ptr + m, parts):
+            kl = add_partials(partial_ptr, parts, dims, PARTS, DIMS)
+            tl.store(kl_ptr + column, kl / rows, mask=column < dims)
+    else:
+        tl.store(kl_ptr + column, kl / rows, mask=column < dims)
 
 
 @triton.jit
@@ -50,7 +60,8 @@ def _write_z(
     per_key, mu_m, mu_b, mu_d, lv_m, lv_b, lv_d, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """z of one block of elements."""
-    element, m, b, j, inside = _elements(key, key_stride, rows, dims, per_key, block, GROUPS)
+    element, m, b, j = _elements(key, key_stride, rows, dims, block, GROUPS)
+    inside = element < per_key
     seed = tl.load(seed_ptr + key * key_stride)
     step = tl.load(step_ptr)
     eps = four_normals(seed, step, block * GROUPS + tl.arange(0, GROUPS), stream)
@@ -60,12 +71,14 @@ def _write_z(
     tl.store(z_ptr + key * per_key + element, z.to(z_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit()
 def reparameterize_kernel(
     mu_ptr,  # [M, B, d]
     logvar_ptr,  # [M, B, d]
     z_ptr,  # [M, B, d] contiguous
     kl_ptr,  # [M, d] float32
+    partial_ptr,  # float32 [M, parts, d] where SPLIT, else None
+    counter_ptr,  # int32 [M], zero before and after, where SPLIT, else None
     seed_ptr,  # int64 [] or [M]
     step_ptr,  # int64 []
     key_stride,  # 0 or 1
@@ -75,10 +88,14 @@ def reparameterize_kernel(
     per_key,  # elements that share a key
     mu_m, mu_b, mu_d,
     lv_m, lv_b, lv_d,
-    blocks,  # programs along axis 0 that write z; the others sum one model's KL each
+    blocks,  # programs along axis 0 that write z; the others sum the KL
+    parts,  # programs that sum one model's KL
+    turns,  # tiles that each of them walks
     GROUPS: tl.constexpr,
     TILE: tl.constexpr,  # rows of a KL tile
     DIMS: tl.constexpr,  # power of two, at least d
+    SPLIT: tl.constexpr,  # a model has several parts
+    PARTS: tl.constexpr,  # partial sums added in one go
 ):  # fmt: skip
     """z = mu + exp(logvar / 2) eps; kl[j] = mean_b (mu^2 + exp(logvar) - logvar - 1) / 2."""
     block, key = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -88,14 +105,15 @@ def reparameterize_kernel(
             dims, per_key, mu_m, mu_b, mu_d, lv_m, lv_b, lv_d, GROUPS,
         )  # fmt: skip
     else:
-        m = tl.where(key_stride == 0, (block - blocks).to(tl.int64), key)
+        part = block - blocks
+        m = tl.where(key_stride == 0, (part // parts).to(tl.int64), key)
         _sum_kl(
-            mu_ptr, logvar_ptr, kl_ptr, m, rows, dims, mu_m, mu_b, mu_d, lv_m, lv_b, lv_d,
-            TILE, DIMS,
+            mu_ptr, logvar_ptr, kl_ptr, partial_ptr, counter_ptr, m, part % parts, parts, turns,
+            rows, dims, mu_m, mu_b, mu_d, lv_m, lv_b, lv_d, TILE, DIMS, SPLIT, PARTS,
         )  # fmt: skip
 
 
-@triton.jit
+@jit()
 def reparameterize_backward_kernel(
     grad_z_ptr,  # [M, B, d]
     grad_kl_ptr,  # [M, d] contiguous
@@ -103,13 +121,13 @@ def reparameterize_backward_kernel(
     logvar_ptr,  # [M, B, d]
     grad_mu_ptr,  # [M, B, d] contiguous
     grad_logvar_ptr,  # [M, B, d] contiguous
-    seed_ptr,
-    step_ptr,
-    key_stride,
+    seed_ptr,  # int64 [] or [M]
+    step_ptr,  # int64 []
+    key_stride,  # 0 or 1
     stream,
-    rows,
-    dims,
-    per_key,
+    rows,  # B
+    dims,  # d
+    per_key,  # elements that share a key
     g_m, g_b, g_d,
     mu_m, mu_b, mu_d,
     lv_m, lv_b, lv_d,
@@ -117,7 +135,8 @@ def reparameterize_backward_kernel(
 ):  # fmt: skip
     """Gradients of mu and logvar, with the noise of the forward pass drawn again."""
     block, key = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    element, m, b, j, inside = _elements(key, key_stride, rows, dims, per_key, block, GROUPS)
+    element, m, b, j = _elements(key, key_stride, rows, dims, block, GROUPS)
+    inside = element < per_key
     seed = tl.load(seed_ptr + key * key_stride)
     step = tl.load(step_ptr)
     eps = four_normals(seed, step, block * GROUPS + tl.arange(0, GROUPS), stream)
@@ -136,7 +155,9 @@ def _shape(x: Tensor, seed: Tensor) -> tuple[int, int, int, int, int]:
     """Return M, B, d, number of keys, and elements that share a key."""
     models, rows, dims = (1,) * (3 - x.dim()) + x.shape
     keys = seed.numel() if seed.dim() else 1
-    return models, rows, dims, keys, x.numel() // keys
+    per_key = x.numel() // keys
+    check_below("mu", per_key, 1 << 31, "elements that share a key")
+    return models, rows, dims, keys, per_key
 
 
 def reparameterize(
@@ -148,17 +169,26 @@ def reparameterize(
     kl = torch.empty((*mu.shape[:-2], dims), dtype=torch.float32, device=mu.device)
     blocks = triton.cdiv(per_key, 4 * tiles.NOISE_GROUPS)
     width = triton.next_power_of_2(dims)
-    sums = models // keys  # programs beside the blocks, for each key
+    tile = tiles.kl_rows(rows, width)
+    turns = tiles.turns(triton.cdiv(rows, tile), tiles.KL_PROGRAMS)
+    parts = triton.cdiv(rows, turns * tile)
+    partial = counter = None
+    if parts > 1:
+        partial = torch.empty((models, parts, dims), dtype=torch.float32, device=mu.device)
+        counter = counters(mu.device, models)
     launch(
         reparameterize_kernel,
-        (blocks + sums, keys),
+        (blocks + parts * (models // keys), keys),
         (
-            mu, logvar, z, kl, seed, step, int(seed.dim() == 1), Stream.NOISE.at(lane),
-            rows, dims, per_key, *strides_3d(mu), *strides_3d(logvar), blocks,
+            mu, logvar, z, kl, partial, counter, seed, step, int(seed.dim() == 1),
+            Stream.NOISE.at(lane), rows, dims, per_key, *strides_3d(mu),
+            *strides_3d(logvar), blocks, parts, turns,
         ),
         GROUPS=tiles.NOISE_GROUPS,
-        TILE=tiles.kl_rows(rows, width),
+        TILE=tile,
         DIMS=width,
+        SPLIT=parts > 1,
+        PARTS=max(1, tiles.PARTIALS // width),
         num_warps=tiles.WARPS,
     )  # fmt: skip
     return z, kl

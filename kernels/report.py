@@ -1,11 +1,13 @@
 """``python -m fvae.kernels.report``: what each kernel compiles to, on a machine without a GPU.
 
-Compiles every kernel, dtype and target to machine code and prints registers, shared memory,
-instructions, bytes of spills and local memory, and the widest global load and store.
+Calls every op, takes down how it starts its kernel, and compiles that for every target as Triton
+would on a GPU: registers, shared memory, instructions, bytes of spills and local memory, and the
+widest global load and store.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -17,49 +19,35 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from fvae.kernels import (
-    bernoulli_nll,
-    gather_batch,
-    logit_ratio,
-    permute_dims,
-    reparameterize,
-    tiles,
-)
-from fvae.kernels.launch import interpreted
+from fvae import kernels
+from fvae.kernels import tiles
+from fvae.kernels.launch import Launch, interpreted, planned
+from fvae.philox import Philox
 
 TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
-_DTYPES = {"float32": "*fp32", "bfloat16": "*bf16"}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel as a training step starts it: batch 64, d = 10, 64 x 64 images.
+    """One kernel as an op starts it.
 
     Attributes:
         op: registered op.
         name: kernel and variant.
-        kernel: the jitted function.
         dtype: of the floating point tensors.
-        types: argument name -> Triton type, in order; all pointers are 16-byte aligned.
-        constants: compile-time arguments, and run-time ones that are 0 or 1 in practice.
-        multiples: integer arguments that are multiples of 16 in practice.
-        num_warps: warps of a program.
-        wide: whether loads and stores of images must be 16 bytes wide.
+        launch: kernel and arguments.
     """
 
     op: str
     name: str
-    kernel: object
     dtype: str
-    types: dict[str, str]
-    constants: dict[str, object]
-    multiples: tuple[str, ...] = ()
-    num_warps: int = tiles.WARPS
-    wide: bool = False
+    launch: Launch
 
 
 @dataclass(frozen=True)
@@ -91,105 +79,79 @@ class Row:
     store: int
 
 
-def _types(kernel, pointer: str, special: dict[str, str]) -> dict[str, str]:
-    """Types by the arguments' names: tensors of the dtype, float32 sums, int64 keys, int32 rest."""
-    types = {}
-    for name in kernel.arg_names:
-        if name in special:
-            types[name] = special[name]
-        elif name.isupper():
-            types[name] = "constexpr"
-        elif name in ("seed_ptr", "step_ptr", "index_ptr", "key_ptr"):
-            types[name] = "*i64"
-        elif name.endswith("_ptr"):
-            types[name] = pointer
-        else:
-            types[name] = "i32"
-    return types
-
-
 def variants() -> Iterator[Variant]:
-    """Yield every kernel, dtype and form of input."""
-    single = {"key_stride": 0}
-    for dtype, pointer in _DTYPES.items():
+    """Yield every kernel, dtype and form of input: d = 10, 64 x 64 images, 64 of a batch.
 
-        def make(op, name, kernel, constants, special=None, pointer=pointer, dtype=dtype, **more):
-            types = _types(kernel, pointer, special or {})
-            return Variant(op, name, kernel, dtype, types, constants, **more)
-
-        words = {"data_ptr": "*i32"}
-        for name, packed in (("bits", True), ("bytes", False)):
-            yield make(
-                "gather_batch", f"gather_batch {name}", gather_batch.gather_batch_kernel,
-                single | {"PACKED": packed, "WORDS": tiles.GATHER_WORDS[name]}, words,
-                multiples=("words",), num_warps=tiles.GATHER_WARPS[name], wide=True,
-            )  # fmt: skip
-        unit = {"mu_d": 1, "lv_d": 1, "mu_m": 0, "lv_m": 0}
-        yield make(
-            "reparameterize", "reparameterize", reparameterize.reparameterize_kernel,
-            single | unit
-            | {"GROUPS": tiles.NOISE_GROUPS, "TILE": tiles.kl_rows(64, 16), "DIMS": 16},
-            {"kl_ptr": "*fp32"},
-        )  # fmt: skip
-        yield make(
-            "reparameterize_backward", "reparameterize_backward",
-            reparameterize.reparameterize_backward_kernel,
-            single | unit | {"g_m": 0, "g_d": 1, "GROUPS": tiles.NOISE_GROUPS},
-            {"grad_kl_ptr": "*fp32"},
-        )  # fmt: skip
-        for size in (64, tiles.SORT_ROWS):
-            for op, inverse in (("permute_dims", False), ("permute_dims_backward", True)):
-                yield make(
-                    op, f"{op} B={size}", permute_dims.permute_dims_kernel,
-                    single | {"stride_m": 0, "stride_d": 1, "INVERSE": inverse, "SIZE": size},
-                    num_warps=tiles.sort_warps(size),
-                )  # fmt: skip
-        sums = dict.fromkeys(
-            ("tc_ptr", "loss_ptr", "accuracy_ptr", "slope_z_ptr", "slope_perm_ptr"), "*fp32"
-        )
-        yield make(
-            "logit_ratio", "logit_ratio", logit_ratio.logit_ratio_kernel,
-            {"z_m": 0, "z_c": 1, "perm_m": 0, "perm_c": 1, "TILE": 64}, sums,
-        )  # fmt: skip
-        partial = {"partial_ptr": "*fp32", "nll_ptr": "*fp32", "counter_ptr": "*i32"}
-        for name, target, packed, octets in (
-            ("float", pointer, False, False), ("bytes", "*u8", False, True),
-            ("bits", "*i32", True, False),
+    Larger batches where the kernel then is another. The tensors are meta tensors, of no memory.
+    """
+    rng = Philox(0, device="meta")
+    zeros = functools.partial(torch.zeros, device="meta")
+    key, many = (rng.seed, rng.step, rng.lane), tiles.SORT_ROWS
+    for dtype in (torch.float32, torch.bfloat16):
+        for form, width in (("bits", 512), ("bytes", 4096), ("indices", 4)):
+            shape = [4, 1, 1] if form == "indices" else [1, 64, 64]
+            store = zeros(64, width, dtype=torch.uint8)
+            args = (store, shape, form == "bits", 64, *key, dtype)
+            yield _variant("gather_batch", form, dtype, *args)
+        for size in (64, many):
+            x = zeros(size, 10, dtype=dtype)
+            yield _variant("reparameterize", f"B={size}", dtype, x, x, *key)
+        kl = zeros(10)
+        x = zeros(64, 10, dtype=dtype)
+        yield _variant("reparameterize_backward", "", dtype, x, kl, x, x, *key)
+        yield _variant("permute_dims", "B=64", dtype, x, *key)
+        yield _variant("permute_dims_backward", "B=64", dtype, x, *key)
+        for size in (64, many):
+            x = zeros(size, 2, dtype=dtype)
+            yield _variant("logit_ratio", f"B={size}", dtype, x, x)
+        logits = zeros(64, 1, 64, 64, dtype=dtype)
+        for form, target in (
+            ("float", logits), ("bool", logits.bool()), ("bytes", logits.byte()),
+            ("bits", zeros(64, 512, dtype=torch.uint8)),
         ):  # fmt: skip
-            yield make(
-                "bernoulli_nll", f"bernoulli_nll {name}", bernoulli_nll.bernoulli_nll_kernel,
-                {
-                    "PACKED": packed, "OCTETS": octets, "TILE": tiles.NLL_TILE,
-                    "TURNS": tiles.NLL_PIXELS // tiles.NLL_TILE,
-                    "PARTIALS": tiles.NLL_PARTIALS,
-                },
-                partial | {"target_ptr": target}, multiples=("per_model",), wide=True,
-            )  # fmt: skip
-    yield Variant(
-        "permute_dims", "permutation_keys", permute_dims.permutation_keys_kernel, "int64",
-        _types(permute_dims.permutation_keys_kernel, "*i64", {}),
-        single | {"GROUPS": tiles.KEY_GROUPS},
-    )  # fmt: skip
+            yield _variant("bernoulli_nll", form, dtype, logits, target)
+    # Sorting takes long to compile, and is the same whatever it permutes.
+    x = zeros(many + 1, 10)
+    yield _variant("permute_dims", f"B={many}", x.dtype, x[:many], *key)
+    yield _variant("permute_dims", "permutation_keys", torch.int64, x, *key)
+
+
+def _variant(op: str, name: str, dtype: torch.dtype, *args) -> Variant:
+    with planned() as launches:
+        kernels.IMPLEMENTATIONS[op](*args)
+    return Variant(op, f"{op} {name}".strip(), str(dtype).removeprefix("torch."), *launches)
+
+
+@functools.cache
+def _binder(kernel, target: str) -> tuple:
+    """Return a kernel compiled by Triton, not interpreted; its target; what binds its arguments."""
+    if not isinstance(kernel, JITFunction):
+        kernel = JITFunction(kernel.fn, **kernel.kwargs)
+    machine = GPUTarget("cuda", TARGETS[target], 32)
+    backend = make_backend(machine)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    return kernel, machine, backend, bind
+
+
+def key_of(launch: Launch) -> tuple:
+    """Return what Triton tells the compiled kernels of a function from each other by."""
+    *_, bind = _binder(launch.kernel, "sm_90")
+    _, special, options = bind(*launch.args, **launch.meta)
+    return launch.kernel.__name__, *map(tuple, special), *sorted(options.items())
+
+
+def compiler_input(launch: Launch, target: str) -> tuple[ASTSource, GPUTarget, dict]:
+    """Return source, target and options as Triton would pass them to its compiler."""
+    kernel, machine, backend, bind = _binder(launch.kernel, target)
+    bound, special, _ = bind(*launch.args, **launch.meta)
+    options, *source = kernel._pack_args(backend, launch.meta, bound, special, None)
+    return ASTSource(kernel, *source), machine, options.__dict__
 
 
 def compile_variant(variant: Variant, target: str) -> Row:
     """Compile one variant for one target and read its resources off the machine code."""
-    types = dict(variant.types)
-    for name in variant.constants:
-        types[name] = "constexpr"
-    names = list(types)
-    aligned = [n for n, t in types.items() if t.startswith("*") or n in variant.multiples]
-    source = ASTSource(
-        fn=variant.kernel,
-        signature=types,
-        constexprs={(names.index(n),): value for n, value in variant.constants.items()},
-        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
-    )
-    compiled = triton.compile(
-        source,
-        target=GPUTarget("cuda", TARGETS[target], 32),
-        options={"num_warps": variant.num_warps, "enable_fp_fusion": True},
-    )
+    source, machine, options = compiler_input(variant.launch, target)
+    compiled = triton.compile(source, target=machine, options=options)
     registers, local, instructions = _resources(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]
     return Row(

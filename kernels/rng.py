@@ -11,7 +11,8 @@ def four_words(seed, step, index, stream):
     zero = low * 0
     step_low = zero + (step & 0xFFFFFFFF).to(tl.uint32)
     step_high = zero + ((step >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    return tl.philox(seed, low, zero + stream, step_low, step_high)
+    # A stream of 2**31 or more comes as an integer of 64 bits.
+    return tl.philox(seed, low, zero + stream.to(tl.uint32), step_low, step_high)
 
 
 @triton.jit

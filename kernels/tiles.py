@@ -10,30 +10,40 @@ import triton
 GATHER_WORDS = {"bits": 128, "bytes": 1024}
 GATHER_WARPS = {"bits": 1, "bytes": 4}
 
-#: reparameterize: counter indices (four elements each) a program, elements of a tile of the KL.
+#: reparameterize: counter indices (four elements each) a program; elements of a tile of the KL, and
+#: programs that share the tiles of one model.
 NOISE_GROUPS = 128
-KL_ELEMENTS = 1024
+KL_ELEMENTS, KL_PROGRAMS = 1024, 256
 
 #: permute_dims: largest batch that one program sorts; beyond it, a segmented sort and a gather,
 #: whose keys a program draws in so many counter indices.
 SORT_ROWS = 4096
 KEY_GROUPS = 256
 
-#: logit_ratio: rows of a tile.
-LOGIT_ROWS = 1024
+#: logit_ratio: rows a program.
+LOGIT_ROWS = 512
 
-#: bernoulli_nll: pixels a program walks, how many at a time, and partial sums added in one go.
-NLL_PIXELS, NLL_TILE, NLL_PARTIALS = 8192, 2048, 1024
+#: bernoulli_nll: pixels of a tile, and programs that share the tiles of one model. A batch of 64
+#: images of one channel makes 256 programs of one tile.
+NLL_TILE, NLL_PROGRAMS = 1024, 1024
+
+#: Partial sums that the last program adds in one go.
+PARTIALS = 1024
 
 #: Warps where no line above says otherwise.
 WARPS = 4
 
 
 def sort_warps(size: int) -> int:
-    """Warps of a program that sorts ``size`` rows: eight keys a thread, up to sixteen warps."""
-    return max(1, min(16, size // 256))
+    """Warps of a program that sorts ``size`` rows: four keys a thread, which need no spill."""
+    return max(1, min(32, size // 128))
 
 
 def kl_rows(rows: int, width: int) -> int:
     """Rows of a tile of the KL's columns, for B rows of ``width`` columns (a power of two)."""
     return max(1, min(KL_ELEMENTS // width, triton.next_power_of_2(rows)))
+
+
+def turns(tiles: int, programs: int) -> int:
+    """Tiles that each program walks, so that at most so many programs share all of them."""
+    return triton.cdiv(tiles, programs)
