@@ -222,7 +222,7 @@ def _nan(images):
         ({"factor_sizes": (3, 4)}, r"dataset: has 60 images, expected 12, the product .*\[3, 4\]"),
         ({"factor_sizes": None}, "factor_sizes: the data set has none of its own"),
         ({"factor_sizes": (60, 1)}, "each of at least 2"),
-        ({"metric": "fid"}, "'fid', expected names out of factor_vae"),
+        ({"metric": "fid"}, "'fid', expected one of factor_vae"),
         ({"protocol": "mine"}, "protocol: got 'mine', but factor_vae has kim2018"),
         ({"batch_size": 0}, "batch_size: got 0"),
         ({"encode": lambda x: x[:3]}, r"encode: gave \[3, 60\] for 60 images, expected \[60, d\]"),

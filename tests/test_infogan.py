@@ -13,10 +13,10 @@ from torch import nn
 import fvae
 from fvae.config import TrainConfig
 from fvae.data import Store
-from fvae.models import infogan
 from fvae.models.infogan import Codes, InfoGAN
 from fvae.philox import Philox
 from fvae.training import checkpoint, loop
+from fvae.training import infogan as losses
 from fvae.training.trainer import make_trainer
 
 GANS = ("infogan", "infowgan-gp")
@@ -46,7 +46,7 @@ def test_a_linear_critic_is_penalised_by_its_norm_alone(norm):
     layer = nn.Linear(12, 1).double()
     layer.weight.data *= norm / layer.weight.data.norm()
     x, fake, mixture = torch.rand(2, 5, 3, 2, 2).double().unbind() + (torch.rand(5).double(),)
-    penalty = infogan.gradient_penalty([nn.Flatten(), layer], x, fake, mixture)
+    penalty = losses.gradient_penalty([nn.Flatten(), layer], x, fake, mixture)
     assert penalty.item() == pytest.approx((norm - 1) ** 2, abs=1e-6)
     (grad,) = torch.autograd.grad(penalty, layer.weight)
     expected = 2 * (norm - 1) * layer.weight / norm
@@ -62,7 +62,7 @@ def test_penalty_and_its_gradient_are_those_of_a_double_backward(channels):
     for weight in weights:  # gradients of a size that a penalty sees
         weight.data *= 3
 
-    ours = infogan.input_gradient(critic.penalised(), x)
+    ours = losses.input_gradient(critic.penalised(), x)
     mixed = (u.view(-1, 1, 1, 1) * x + (1 - u.view(-1, 1, 1, 1)) * fake).requires_grad_()
     x.requires_grad_()
     (expected,) = torch.autograd.grad(critic.score(critic.trunk(x)).sum(), x)
@@ -71,7 +71,7 @@ def test_penalty_and_its_gradient_are_those_of_a_double_backward(channels):
     score = critic.score(critic.trunk(mixed)).sum()
     (gradient,) = torch.autograd.grad(score, mixed, create_graph=True)
     textbook = ((gradient.flatten(1).square().sum(1).sqrt() - 1) ** 2).mean()
-    penalty = infogan.gradient_penalty(critic.penalised(), x.detach(), fake, u)
+    penalty = losses.gradient_penalty(critic.penalised(), x.detach(), fake, u)
     # The penalty itself is taken in float32.
     torch.testing.assert_close(penalty.double(), textbook, rtol=1e-5, atol=1e-6)
     grads = torch.autograd.grad(penalty, weights)
@@ -81,7 +81,7 @@ def test_penalty_and_its_gradient_are_those_of_a_double_backward(channels):
 
 def test_a_layer_of_unknown_slope_is_refused():
     with pytest.raises(TypeError, match="Sigmoid"):
-        infogan.input_gradient([nn.Linear(3, 1), nn.Sigmoid()], torch.rand(2, 3))
+        losses.input_gradient([nn.Linear(3, 1), nn.Sigmoid()], torch.rand(2, 3))
 
 
 # --- the mutual information bound -----------------------------------------------------------------
@@ -97,7 +97,7 @@ def test_bound_of_a_gaussian_q_is_exact():
     expected = 2 * (
         math.log(2) - math.log(sigma * math.sqrt(2 * math.pi)) - (delta / sigma) ** 2 / 2
     )
-    mi = infogan.mutual_information(model, q, codes)
+    mi = losses.mutual_information(model, q, codes)
     assert float(mi) == pytest.approx(expected, abs=1e-5)
 
 
@@ -107,11 +107,11 @@ def test_bound_of_categories_is_the_entropy_when_q_is_sure_and_zero_when_it_know
     flat = dataclasses.replace(codes, continuous=torch.zeros(30, 1))
     gaussian = torch.tensor([0.0, math.log(4 / (2 * math.pi))]).repeat(30, 1)  # density 1/2 at 0
     nothing = torch.cat((gaussian, torch.zeros(30, 8)), 1)
-    assert float(infogan.mutual_information(model, nothing, flat)) == pytest.approx(0, abs=1e-5)
+    assert float(losses.mutual_information(model, nothing, flat)) == pytest.approx(0, abs=1e-5)
     hot = [nn.functional.one_hot(codes.categories[:, i], k) for i, k in enumerate((3, 5))]
     sure = torch.cat((gaussian, 100.0 * torch.cat(hot, 1)), 1)
     expected = math.log(3) + math.log(5)
-    assert float(infogan.mutual_information(model, sure, flat)) == pytest.approx(expected, abs=1e-5)
+    assert float(losses.mutual_information(model, sure, flat)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_information_of_an_ignored_code_is_zero():
@@ -211,7 +211,7 @@ def test_bf16_steps_like_fp32(store):
         codes = trainer.model.draw(3, trainer.rng)
         x = torch.rand(3, 1, 64, 64, generator=torch.Generator().manual_seed(0))
         with trainer._autocast():
-            terms = infogan.critic_terms(
+            terms = losses.critic_terms(
                 trainer.model, x, torch.zeros_like(x), codes, torch.tensor([0.1, 0.5, 0.9]), 10.0
             )
         (terms["critic_loss"] - terms["mi"]).backward()

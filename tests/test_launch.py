@@ -22,8 +22,8 @@ from fvae.data import Store
 from fvae.kernels import counters, report, tiles
 from fvae.kernels.launch import planned
 from fvae.philox import Philox
-from fvae.stacked import StackedTrainer
-from fvae.train import Trainer
+from fvae.training.stacked import StackedTrainer
+from fvae.training.trainer import Trainer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OBJECTIVES, PRECISIONS = ("vae", "beta-vae", "factor-vae"), ("fp32", "bf16")

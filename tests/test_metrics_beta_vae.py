@@ -147,7 +147,7 @@ def test_exhaustive_needs_every_row():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((SIZES, ["fid"]), "metrics: got 'fid', expected names out of factor_vae, beta_vae"),
+        ((SIZES, ["fid"]), "metrics: got 'fid', expected one of factor_vae, beta_vae"),
         ((SIZES, ["beta_vae"], "exhaustive"), "protocol: got 'exhaustive', but beta_vae has"),
         (((1,), ["mig"]), "factor_sizes: got"),
     ],
