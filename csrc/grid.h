@@ -79,4 +79,23 @@ struct Draws {
   }
 };
 
+// How a set of draws opens. It owns one counter index and `groups` more: words 0 and 1 of the first
+// choose the fixed factor and its value, the others choose the samples.
+struct Opening {
+  int k;
+  Factor factor;
+  uint32_t value;
+  uint32_t samples;  // counter index of the first sample
+
+  FVAE_HD Opening(const Draws& draws, const Stream& stream, const Grid& grid, int64_t set,
+                  int64_t groups) {
+    const uint32_t index = uint32_t(set * (1 + groups));
+    const Words head = philox(stream, index);
+    k = draws.factor(set, head.w[0], grid.factors);
+    factor = grid.factor[k];
+    value = bounded(head.w[1], factor.size);
+    samples = index + 1;
+  }
+};
+
 }  // namespace fvae

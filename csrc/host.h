@@ -124,16 +124,13 @@ FVAE_HD void votes(const Codes<T>& codes, const Grid& grid, const Draws& draws, 
                    const bool* active, int64_t begin, int64_t end, int64_t* counts) {
   const int64_t groups = (draws.samples + 3) / 4;
   const auto draw = [&](int64_t vote, int64_t* rows) FVAE_LAMBDA {
-    const uint32_t index = uint32_t(vote * (1 + groups));
-    const Words head = philox(draws.stream, index);
-    const int k = draws.factor(vote, head.w[0], grid.factors);
-    const Factor f = grid.factor[k];
-    const uint32_t value = bounded(head.w[1], f.size);
+    const Opening set(draws, draws.stream, grid, vote, groups);
     for (int64_t g = 0; g < groups; ++g) {
-      const Words words = philox(draws.stream, index + 1 + uint32_t(g));
-      for (int u = 0; u < 4; ++u) rows[4 * g + u] = f.drawn(words.w[u], value) * codes.dims;
+      const Words words = philox(draws.stream, set.samples + uint32_t(g));
+      for (int u = 0; u < 4; ++u)
+        rows[4 * g + u] = set.factor.drawn(words.w[u], set.value) * codes.dims;
     }
-    return k;
+    return set.k;
   };
   const auto use = [&](SampleLanes<T>& lanes, int64_t m, int64_t, int k) FVAE_LAMBDA {
     const int64_t row = m * codes.dims;
@@ -148,18 +145,16 @@ template <class T>
 FVAE_HD void pairs(const Codes<T>& codes, const Grid& grid, const Draws& draws, int64_t begin,
                    int64_t end, float* features, int64_t* fixed) {
   const auto draw = [&](int64_t point, int64_t* rows) FVAE_LAMBDA {
-    const uint32_t index = uint32_t(point * (1 + draws.samples));
-    const Words head = philox(draws.stream, index);
-    const int k = draws.factor(point, head.w[0], grid.factors);
-    const Factor f = grid.factor[k];
+    const Opening set(draws, draws.stream, grid, point, draws.samples);
+    const Factor f = set.factor;  // each pair draws a value of its own
     for (int64_t g = 0; g < draws.samples; ++g) {
-      const Words words = philox(draws.stream, index + 1 + uint32_t(g));
+      const Words words = philox(draws.stream, set.samples + uint32_t(g));
       const uint32_t value = bounded(words.w[0], f.size);
       rows[2 * g] = f.drawn(words.w[1], value) * codes.dims;
       rows[2 * g + 1] = f.drawn(words.w[2], value) * codes.dims;
     }
-    fixed[point] = k;
-    return k;
+    fixed[point] = set.k;
+    return set.k;
   };
   const auto use = [&](PairLanes<T>& lanes, int64_t m, int64_t set, int) FVAE_LAMBDA {
     mean_distance(lanes, draws.samples, codes.dims,

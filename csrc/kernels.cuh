@@ -129,15 +129,27 @@ struct PairLanes : SampleLanes<T, Bytes> {
   }
 };
 
-// The warp's place in the grid and its cut of shared memory.
+// A warp's place in the grid, its cut of shared memory and its set of draws, which draws `groups`
+// counter indices. Returns the set's number, and its fixed factor in `k`; -1 where none is left.
 template <class Lanes>
-__device__ void take_place(Lanes& lanes, int64_t dims, int rows_a_sample) {
+__device__ int64_t take_set(Lanes& lanes, int64_t dims, int rows_a_sample, const Grid& grid,
+                            const Draws& draws, const Key& key, int64_t groups, int& k) {
   const int warp = int(threadIdx.x) / kWarp;
+  const int64_t set = int64_t(blockIdx.x) * (blockDim.x / kWarp) + warp;
+  if (set >= draws.count) return -1;  // the whole warp
   lanes.lane = int(threadIdx.x) % kWarp;
   lanes.pitch = pitch_of(dims);
   lanes.scratch = reinterpret_cast<float*>(shared_memory + warp * warp_bytes(dims, rows_a_sample));
   lanes.rows = reinterpret_cast<uint32_t*>(lanes.scratch + kChunk * lanes.pitch);
   lanes.dims = dims;
+  lanes.samples = draws.samples;
+  lanes.stream = key.load();
+  const Opening opening(draws, lanes.stream, grid, set, groups);
+  k = opening.k;
+  lanes.factor = opening.factor;
+  lanes.value = opening.value;
+  lanes.index = opening.samples;
+  return set;
 }
 
 // A warp for each (model, vote): counts [M, d, K] gets one more where the vote goes.
@@ -145,19 +157,8 @@ template <class T, int Bytes>
 __global__ void vote_kernel(Codes<T> codes, Grid grid, Draws draws, Key key, const float* scale,
                             const bool* active, int64_t* counts) {
   SampleLanes<T, Bytes> lanes;
-  take_place(lanes, codes.dims, 1);
-  lanes.samples = draws.samples;
-  lanes.stream = key.load();
-  const int64_t groups = (draws.samples + 3) / 4;
-  const int64_t warps = blockDim.x / kWarp;
-  const int64_t vote = int64_t(blockIdx.x) * warps + threadIdx.x / kWarp;
-  if (vote >= draws.count) return;  // the whole warp
-  const uint32_t index = uint32_t(vote * (1 + groups));
-  const Words head = philox(lanes.stream, index);
-  const int k = draws.factor(vote, head.w[0], grid.factors);
-  lanes.factor = grid.factor[k];
-  lanes.value = bounded(head.w[1], lanes.factor.size);
-  lanes.index = index + 1;
+  int k;
+  if (take_set(lanes, codes.dims, 1, grid, draws, key, (draws.samples + 3) / 4, k) < 0) return;
   for (int64_t m = blockIdx.y; m < codes.models; m += gridDim.y) {
     lanes.model = codes.model(m);
     const int64_t row = m * codes.dims;
@@ -173,17 +174,9 @@ template <class T, int Bytes>
 __global__ void pair_kernel(Codes<T> codes, Grid grid, Draws draws, Key key, float* features,
                             int64_t* fixed) {
   PairLanes<T, Bytes> lanes;
-  take_place(lanes, codes.dims, 2);
-  lanes.samples = draws.samples;
-  lanes.stream = key.load();
-  const int64_t warps = blockDim.x / kWarp;
-  const int64_t point = int64_t(blockIdx.x) * warps + threadIdx.x / kWarp;
-  if (point >= draws.count) return;
-  const uint32_t index = uint32_t(point * (1 + draws.samples));
-  const Words head = philox(lanes.stream, index);
-  const int k = draws.factor(point, head.w[0], grid.factors);
-  lanes.factor = grid.factor[k];
-  lanes.index = index + 1;
+  int k;
+  const int64_t point = take_set(lanes, codes.dims, 2, grid, draws, key, draws.samples, k);
+  if (point < 0) return;
   if (blockIdx.y == 0 && lanes.lane == 0) fixed[point] = k;
   for (int64_t m = blockIdx.y; m < codes.models; m += gridDim.y) {
     lanes.model = codes.model(m);

@@ -8,10 +8,8 @@ import torch
 from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor
 
-from fvae.metrics.checks import seed_of
 from fvae.metrics.protocols import DCI, DciProtocol
-from fvae.metrics.samples import Draw, open_codes
-from fvae.metrics.sampling import TEST_SAMPLE_LANE, TRAIN_SAMPLE_LANE
+from fvae.metrics.samples import draw
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +57,10 @@ def dci_score(codes: Tensor | np.ndarray, factor_sizes: Sequence[int], seed: int
 
     Source: Eastwood & Williams 2018, with random forests, one of the paper's two regressors.
     """
-    codes, sizes = open_codes(codes, factor_sizes)
-    seed = seed_of(seed)
-    train = Draw.of(codes, sizes, DCI.train_samples, seed, TRAIN_SAMPLE_LANE)
-    test = Draw.of(codes, sizes, DCI.test_samples, seed, TEST_SAMPLE_LANE)
-    importance = np.empty((codes.shape[1], len(sizes)))
-    accuracy = np.empty(len(sizes))
-    for k in range(len(sizes)):
+    train, test = draw(codes, factor_sizes, seed, DCI.train_samples, DCI.test_samples)
+    importance = np.empty((train.codes.shape[1], len(train.sizes)))
+    accuracy = np.empty(len(train.sizes))
+    for k in range(len(train.sizes)):
         forest = RandomForestClassifier(
             DCI.trees,
             max_features=None,

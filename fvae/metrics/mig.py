@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from fvae.metrics.checks import seed_of
 from fvae.metrics.protocols import MIG, MigProtocol
-from fvae.metrics.samples import Draw, open_codes
-from fvae.metrics.sampling import TRAIN_SAMPLE_LANE
+from fvae.metrics.samples import draw
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +51,12 @@ def mig_score(codes: Tensor | np.ndarray, factor_sizes: Sequence[int], seed: int
 
     Source: Chen et al. 2018; estimator of Locatello et al. 2019.
     """
-    codes, sizes = open_codes(codes, factor_sizes)
-    draw = Draw.of(codes, sizes, MIG.samples, seed_of(seed), TRAIN_SAMPLE_LANE)
-    bins = np.stack([_bins(column, MIG.bins) for column in draw.codes.T])
-    information = np.empty((codes.shape[1], len(sizes)))
-    gaps = np.empty(len(sizes))
-    for k, n in enumerate(sizes):
-        v = draw.classes[:, k]
+    (sample,) = draw(codes, factor_sizes, seed, MIG.samples)
+    bins = np.stack([_bins(column, MIG.bins) for column in sample.codes.T])
+    information = np.empty((len(bins), len(sample.sizes)))
+    gaps = np.empty(len(sample.sizes))
+    for k, n in enumerate(sample.sizes):
+        v = sample.classes[:, k]
         joint = np.stack(
             [np.bincount(b * n + v, minlength=MIG.bins * n).reshape(MIG.bins, n) for b in bins]
         ) / len(v)

@@ -7,10 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from fvae.metrics import linear_svm
-from fvae.metrics.checks import seed_of
 from fvae.metrics.protocols import SAP, SapProtocol
-from fvae.metrics.samples import Draw, open_codes
-from fvae.metrics.sampling import TEST_SAMPLE_LANE, TRAIN_SAMPLE_LANE
+from fvae.metrics.samples import draw
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,16 +51,14 @@ def sap_score(codes: Tensor | np.ndarray, factor_sizes: Sequence[int], seed: int
 
     Source: Kumar et al. 2018; classifier and samples of Locatello et al. 2019.
     """
-    codes, sizes = open_codes(codes, factor_sizes)
-    seed = seed_of(seed)
-    train = Draw.of(codes, sizes, SAP.train_samples, seed, TRAIN_SAMPLE_LANE)
-    test = Draw.of(codes, sizes, SAP.test_samples, seed, TEST_SAMPLE_LANE)
-    accuracy = np.empty((codes.shape[1], len(sizes)))
-    for j in range(codes.shape[1]):
-        for k in range(len(sizes)):
+    train, test = draw(codes, factor_sizes, seed, SAP.train_samples, SAP.test_samples)
+    dims, factors = train.codes.shape[1], len(train.sizes)
+    accuracy = np.empty((dims, factors))
+    for j in range(dims):
+        for k in range(factors):
             predicted = linear_svm.fit_predict(
                 train.codes[:, j], train.classes[:, k], test.codes[:, j], SAP.penalty
             )
             accuracy[j, k] = (predicted == test.classes[:, k]).mean()
-    ranked = np.sort(np.vstack((accuracy, np.zeros(len(sizes)))), axis=0)
+    ranked = np.sort(np.vstack((accuracy, np.zeros(factors))), axis=0)
     return SapResult(float((ranked[-1] - ranked[-2]).mean()), accuracy, SAP)
