@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_train import SMALL
 
-from fvae import cli, data, report, study
+from fvae import cli, data, report
 from fvae.config import StudyConfig, TrainConfig
 from fvae.data import Store
 from fvae.errors import UserError
 from fvae.study import plan as study_plan
+from fvae.study import study
 from fvae.study import work as study_work
 from fvae.study.grid import expand, setting_of
 from fvae.study.work import Stop, steps_done

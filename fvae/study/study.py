@@ -1,0 +1,233 @@
+"""Bringing a study to its end: plan, start, finish, show; started anew it goes on."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from fvae import data, metrics
+from fvae.config import StudyConfig, TrainConfig
+from fvae.errors import UserError
+from fvae.files import write_atomically
+from fvae.study import page as study_page
+from fvae.study.grid import OF_A_RUN, expand
+from fvae.study.launch import import_ray, ray_tasks, torchrun
+from fvae.study.plan import Plan, make_plan
+from fvae.study.progress import StudyProgress
+from fvae.study.work import (
+    Stop,
+    failure,
+    is_finished,
+    locked,
+    release_memory,
+    steps_done,
+    work,
+)
+from fvae.training import loop
+from fvae.training.trainer import make_trainer
+
+STUDY_NAME = "study.json"
+LOG_NAME = "workers.log"
+
+_GRID = ("objectives", "gammas", "betas", "seeds")
+#: Settings that change nothing about a result, so that they may change from call to call.
+_FREE = ("strategy", "devices", "launcher", "device", "graph", "checkpoint_every", "log_every")
+
+
+def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
+    """Bring a study to its end: train, score and show every run that is not finished.
+
+    Args:
+        config: the grid and the settings of its runs.
+        out: the study's folder; one that holds a study is continued.
+        show_progress: show bars on stderr rather than lines.
+
+    Returns:
+        exit status: 0, 1 if a run failed, or 128 + the number of the signal that ended it early.
+
+    Raises:
+        UserError: the folder holds something else or a study of other settings, or a setting
+            cannot work.
+    """
+    kept = _read(out)
+    if kept and config.precision == "auto":
+        config = dataclasses.replace(config, precision=kept["settings"]["precision"])
+    config = loop.settle(config)
+    _check_machine(config)
+    if config.protocol not in metrics.PROTOCOLS:
+        raise UserError(
+            f"--protocol: got {config.protocol!r}, expected one of {', '.join(metrics.PROTOCOLS)}"
+        )
+    settings = _settings(config)
+    store = None
+    if kept:
+        _check_same(kept["settings"], settings, out)
+    else:
+        _check_free(out)
+        store = data.load(config.data, progress=show_progress)
+        make_trainer(next(iter(expand(config).values())), store)  # refuse what cannot train
+        release_memory(config.device)
+        out.mkdir(parents=True, exist_ok=True)
+        kept = {"settings": {}, "factors": list(store.factor_names), "execution": None}
+    try:
+        with locked(out):
+            return _bring_to_its_end(config, settings, kept, out, store, show_progress)
+    except BlockingIOError:
+        raise UserError(
+            f"--out {out}: another `fvae study` is at work there; wait for it"
+        ) from None
+
+
+def _bring_to_its_end(
+    config: StudyConfig,
+    settings: dict,
+    kept: dict,
+    out: Path,
+    store: data.Store | None,
+    show_progress: bool,
+) -> int:
+    runs, expected = out / "runs", expand(config)
+    if kept["settings"] != settings:
+        kept["settings"] = settings
+        _write(out, kept)
+    protocol = config.protocol if kept["factors"] else None
+    todo = {n: c for n, c in expected.items() if not is_finished(runs / n, c, protocol)}
+    if todo:
+        store = store or data.load(config.data, progress=show_progress)
+        for name, run in todo.items():
+            _prepare(runs / name, run)
+        with Stop() as stop:
+            plan = make_plan(config, runs, todo, store, out / LOG_NAME, stop)
+            if not stop.number:
+                kept["execution"] = plan.to_dict()
+                _write(out, kept)
+                ends = {n: c.steps for n, c in todo.items()}
+                done = {n: steps_done(runs / n) for n in todo}
+                with StudyProgress(ends, done, len(expected), plan, show_progress) as progress:
+                    dead = _execute(plan, config, runs, protocol, store, stop, progress.on_event)
+        if stop.number:
+            print("stopped; to go on, give the same command again", file=sys.stderr)
+            return 128 + stop.number
+        for name in dead:
+            print(
+                f"{runs / name}: its process died, perhaps for want of memory (see"
+                f" {out / LOG_NAME}); to go on, give the same command again",
+                file=sys.stderr,
+            )
+    else:
+        print("every run is finished: nothing to do", file=sys.stderr)
+    failed = {n: m for n in expected if (m := failure(runs / n))}
+    for name, message in failed.items():
+        print(f"{name} failed: {message}", file=sys.stderr)
+    page = study_page.write_page(out, expected, kept)
+    print(page)
+    unfinished = any(not is_finished(runs / n, c, protocol) for n, c in expected.items())
+    return 1 if failed or unfinished else 0
+
+
+def _execute(plan: Plan, config: StudyConfig, runs, protocol, store, stop, on_event) -> list[str]:
+    """Do the work; return the names of runs whose process died under them."""
+    if config.launcher == "local" and plan.processes == 1:
+        work(runs, plan.groups, protocol, store, stop, on_event)
+        return []
+    job = {
+        "runs": str(runs.resolve()), "protocol": protocol, "data": config.data,
+        "device": config.device, "threads": plan.threads,
+    }  # fmt: skip
+    if config.launcher == "ray":
+        job["groups"] = plan.groups
+        return ray_tasks(job, plan.processes, config.device == "cuda", on_event, stop)
+    dead: list[str] = []
+    groups = plan.groups
+
+    def forward(event: dict) -> None:
+        if "run" in event:
+            on_event(event["run"], event["phase"], event["step"])
+
+    # When a worker dies, perhaps for want of memory, the rest goes on with one process fewer.
+    for processes in range(plan.processes, 0, -1):
+        log = runs.parent / LOG_NAME
+        ended, died = torchrun(job | {"groups": groups}, processes, log, forward, stop)
+        dead += died
+        groups = [group for group in groups if not set(group) & set(dead)]
+        if ended or not groups:
+            return dead
+    if not dead:
+        raise UserError(
+            f"{log}: says why the study's processes died at the start; --strategy one-by-one needs"
+            " none"
+        )
+    return dead
+
+
+def _prepare(run: Path, config: TrainConfig) -> None:
+    """Make the run folder, or let its configuration have what may change."""
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / loop.CONFIG_NAME
+    if not path.exists() or path.read_text() != config.to_json():
+        write_atomically(path, config.to_json())
+
+
+# --- study.json ----------------------------------------------------------------------------------
+
+
+def _settings(config: StudyConfig) -> dict:
+    settings = json.loads(config.to_json())
+    return {name: value for name, value in settings.items() if name not in OF_A_RUN}
+
+
+def _read(out: Path) -> dict | None:
+    path = out / STUDY_NAME
+    try:
+        kept = json.loads(path.read_text())
+        kept["settings"]["precision"], kept["factors"], kept["execution"]
+        return kept
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise UserError(f"--out {out}: is a file; name a folder") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a readable study ({error}); restore it, or name another --out"
+        ) from None
+
+
+def _write(out: Path, kept: dict) -> None:
+    write_atomically(out / STUDY_NAME, json.dumps(kept, indent=2) + "\n")
+
+
+def _check_free(out: Path) -> None:
+    # What a killed process left of a study.json is not somebody's file.
+    if out.is_dir() and any(not p.name.startswith(f".{STUDY_NAME}.") for p in out.iterdir()):
+        raise UserError(f"--out {out}: is not empty and holds no study; name a new folder")
+
+
+def _check_same(kept: dict, given: dict, out: Path) -> None:
+    for name, value in given.items():
+        old, option = kept.get(name, value), "--" + name.replace("_", "-")
+        shown = " ".join(map(str, old)) if isinstance(old, list) else old
+        if name in _FREE or value == old:
+            continue
+        if name in ("steps", "seeds"):
+            if value < old:
+                raise UserError(
+                    f"{option} {value}: {out} was made for {old}; it can only be raised"
+                )
+        elif name in _GRID:
+            if not set(old) <= set(value):
+                raise UserError(f"{option}: {out} was made for {shown}; values can only be added")
+        else:
+            raise UserError(
+                f"{option} {value}: {out} was made with {shown}; leave it so, or name another --out"
+            )
+
+
+def _check_machine(config: StudyConfig) -> None:
+    if config.launcher == "ray":
+        import_ray()
+    elif config.device == "cuda" and config.devices > torch.cuda.device_count():
+        raise UserError(
+            f"--devices {config.devices}: PyTorch sees {torch.cuda.device_count()} CUDA devices"
+        )
