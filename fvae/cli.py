@@ -342,7 +342,7 @@ def _study(command: Study) -> int:
     keep_freed_memory()
     names = [f.name for f in dataclasses.fields(StudyConfig) if f.init]
     config = StudyConfig(**{name: getattr(command, name) for name in names})
-    return study.study(config, command.out, _stderr.is_terminal)
+    return study(config, command.out, _stderr.is_terminal)
 
 
 def _data(command: Data) -> int:
