@@ -163,8 +163,9 @@ def _curves_figure(log: list[dict]) -> plt.Figure:
     panels = panels or [("loss", "loss")]
     steps = [line["step"] for line in log]
     marker = "o" if len(log) == 1 else None  # a line of one point shows nothing
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.6))
-    for axis, (name, title) in zip(axes, panels, strict=True):
+    size = (3.4 * len(panels), 2.6)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
+    for axis, (name, title) in zip(axes[0], panels, strict=True):
         values = [line[name] for line in log]
         axis.plot(steps, values, color="#2a6fbb", linewidth=1.2, marker=marker, markersize=4)
         axis.set_title(title, fontsize=9)
