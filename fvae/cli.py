@@ -18,7 +18,7 @@ from rich.table import Table
 
 from fvae.config import StudyConfig, TrainConfig
 from fvae.errors import UserError
-from fvae.registry import METRICS, OBJECTIVES
+from fvae.registry import DATA, METRICS, OBJECTIVES, Registry
 
 _stderr = Console(stderr=True, highlight=False)
 
@@ -134,10 +134,23 @@ def _exit(status: int) -> None:
 
 
 def _offer_registered() -> None:
-    """Make the names in the registries the choices of the options that take them."""
+    """Make the entries of the registries the choices and the help of the options that take them."""
     objectives = Literal[tuple(OBJECTIVES)]
-    Train.__annotations__["objective"] = objectives
+    Train.__annotations__["objective"] = _helped(objectives, "What to minimise: ", OBJECTIVES)
     Study.__annotations__["objectives"] = tuple[objectives, ...]
+    drawn = (
+        "Data set: the path of a published dSprites .npz, 3D Shapes .h5 or 3D Faces .pth file, or"
+        " of a folder, .zip or .tar of images (CelebA, 3D Chairs); or made here, "
+    )
+    for command in (Train, Study):
+        command.__annotations__["data"] = _helped(str, drawn, DATA)
+    Eval.__doc__ = f"Score a run on the same codes: {', '.join(m.about for m in METRICS.values())}."
+
+
+def _helped(kind: object, text: str, entries: Registry) -> object:
+    """Return the type of an option whose help text ends with the entries and what they are."""
+    named = "; ".join(f"{name}: {entry.about}" for name, entry in entries.items())
+    return Annotated[kind, tyro.conf.arg(help=f"{text}{named}.")]
 
 
 def _parse(arguments: list[str]):

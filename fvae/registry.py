@@ -6,9 +6,13 @@ entry from outside is added before the first use of its name::
     from fvae.registry import OBJECTIVES, Objective
 
     OBJECTIVES.add(Objective("my-vae", "recon + beta KL^2", terms=my_terms, weight="beta"))
+
+The modules that the environment variable ``FVAE_PLUGINS`` names, with commas between, are imported
+at the first look, so that ``fvae``, torchrun and a study's processes know their entries too.
 """
 
 import importlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -148,6 +152,11 @@ class Registry(Mapping[str, Entry]):
     def _all(self) -> dict[str, Entry]:
         # By name: what stands below in the layering is asked about what stands above it.
         importlib.import_module(self.home)
+        for name in filter(None, os.environ.get("FVAE_PLUGINS", "").split(",")):
+            try:
+                importlib.import_module(name.strip())
+            except ImportError as error:
+                raise UserError(f"FVAE_PLUGINS: cannot import {name.strip()} ({error})") from None
         return self._entries
 
 

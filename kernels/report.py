@@ -203,14 +203,42 @@ def compile_all(targets: tuple[str, ...] = tuple(TARGETS)) -> list[Row]:
         return list(pool.map(lambda job: compile_variant(*job), jobs))
 
 
+def markdown(rows: list[Row]) -> str:
+    """Return the table of ``kernels/README.md``, a line for each kernel and dtype.
+
+    A cell holds one number where all targets have the same, else theirs in the rows' order.
+    """
+    targets = list(dict.fromkeys(row.target for row in rows))
+    lines: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        lines.setdefault((row.kernel, row.dtype), []).append(row)
+    names = ("registers", "shared", "instructions", "local", "load", "store")
+    table = [f"| kernel | dtype | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
+    for (kernel, dtype), group in lines.items():
+        cells = []
+        for name in names:
+            values = [str(getattr(row, name)) for row in group]
+            cells.append(values[0] if len(set(values)) == 1 else " / ".join(values))
+        table.append(f"| {kernel} | {dtype} | {' | '.join(cells)} |")
+    return f"Triton {triton.__version__}, {' / '.join(targets)}:\n\n" + "\n".join(table)
+
+
 def main() -> None:
-    """Print the table, or JSON with ``--json``."""
+    """Print the table, as plain text, with ``--markdown`` or as JSON with ``--json``."""
     parser = argparse.ArgumentParser(prog="fvae.kernels.report", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    form.add_argument(
+        "--markdown", action="store_true", help="print the table of kernels/README.md"
+    )
     options = parser.parse_args()
     if interpreted():
         parser.error("TRITON_INTERPRET=1 is set: unset it, there is nothing to compile with it")
-    rows = [dataclasses.asdict(row) for row in compile_all()]
+    compiled = compile_all()
+    if options.markdown:
+        print(markdown(compiled))
+        return
+    rows = [dataclasses.asdict(row) for row in compiled]
     if options.json:
         print(json.dumps(rows))
         return

@@ -5,8 +5,10 @@ The interpreter has to be chosen before Triton is imported: conftest.py does.
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -251,6 +253,20 @@ def test_every_kernel_compiles_for_every_target_without_a_spill(compiled, capsys
     for row in compiled:
         assert row["local"] == 0, row
         assert row["instructions"] > 20, row
+
+
+def test_the_table_of_the_readme_is_what_the_report_prints(compiled):
+    import triton
+
+    from fvae.kernels import report
+
+    text = (Path(report.__file__).parent / "README.md").read_text()
+    begin, end = "<!-- begin: python -m fvae.kernels.report --markdown -->\n", "\n<!-- end -->"
+    table = text.partition(begin)[2].partition(end)[0]
+    version = re.match(r"Triton ([\d.]*\d), ", table)[1]
+    if triton.__version__ != version:
+        pytest.skip(f"the table is of Triton {version}, here is {triton.__version__}")
+    assert table == report.markdown([report.Row(**row) for row in compiled])
 
 
 def test_image_kernels_load_and_store_16_bytes_a_thread(compiled):

@@ -26,7 +26,7 @@ _FRAMES = 11
 _GIF_FRAMES = 24
 _KL_SAMPLE = 2048
 
-# Terms of the log that are drawn, where a run has them.
+# Terms of the log that are drawn, where a run has them; so is any other, under its name.
 _CURVES = {
     "recon": "reconstruction (nats an image)",
     "kl": "KL (nats an image)",
@@ -37,6 +37,7 @@ _CURVES = {
     "generator_loss": "generator loss",
     "mi": "mutual information bound (nats)",
 }
+_NOT_DRAWN = ("seconds", "weight", "loss", "disc_accuracy", "critic_loss")
 
 
 def sample_images(store: Store, count: int, seed: int) -> Tensor:
@@ -156,11 +157,15 @@ def _reconstruction_figure(model: VAE | InfoGAN, store: Store, seed: int) -> plt
 
 
 def _curves_figure(log: list[dict]) -> plt.Figure:
-    panels = [(name, title) for name, title in _CURVES.items() if name in log[-1]]
+    terms = [n for n, v in log[-1].items() if isinstance(v, float) and n not in _NOT_DRAWN]
+    titles = _CURVES | {name: name for name in terms if name not in _CURVES}
+    panels = [(name, title) for name, title in titles.items() if name in log[-1]]
+    panels = panels or [("loss", "loss")]
     steps = [line["step"] for line in log]
     marker = "o" if len(log) == 1 else None  # a line of one point shows nothing
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.6))
-    for axis, (name, title) in zip(axes, panels, strict=True):
+    size = (3.4 * len(panels), 2.6)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
+    for axis, (name, title) in zip(axes[0], panels, strict=True):
         values = [line[name] for line in log]
         axis.plot(steps, values, color="#2a6fbb", linewidth=1.2, marker=marker, markersize=4)
         axis.set_title(title, fontsize=9)

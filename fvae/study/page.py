@@ -208,14 +208,13 @@ def _tc_curves(out: Path, groups: dict[str, Rows]) -> str:
         return ""
     figure, axis = plt.subplots(figsize=(7.2, 3.6))
     colours = plt.cm.viridis(np.linspace(0, 0.8, len(shown)))
-    for (_, rows), colour in zip(shown.items(), colours, strict=True):
+    for (setting, rows), colour in zip(shown.items(), colours, strict=True):
         logs = [{line["step"]: line["tc"] for line in read_log(out / "runs" / row["run"])}
                 for row in rows]  # fmt: skip
         # --log-every may have changed between two calls: compare what all seeds have.
         steps = sorted(set.intersection(*map(set, logs)))
         tc = np.array([[log[step] for step in steps] for log in logs])
-        label = f"gamma {rows[0]['weight']}"
-        axis.plot(steps, tc.mean(0), color=colour, label=label, linewidth=1.2)
+        axis.plot(steps, tc.mean(0), color=colour, label=setting, linewidth=1.2)
         axis.fill_between(steps, tc.min(0), tc.max(0), color=colour, alpha=0.2, linewidth=0)
     axis.axhline(0, color="gray", linewidth=0.8)
     axis.set_xlabel("step", fontsize=9)
@@ -225,8 +224,8 @@ def _tc_curves(out: Path, groups: dict[str, Rows]) -> str:
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8, frameon=False, ncols=2)
     note = (
-        "<p>The discriminator's estimate: mean over the seeds, and their range. Only factor-vae has"
-        " a discriminator.</p>"
+        "<p>The estimate that training logs: mean over the seeds, and their range. Objectives"
+        " without one are not shown.</p>"
     )
     return note + picture(png_of(figure))
 
