@@ -9,8 +9,10 @@ import os
 import re
 import sys
 import time
+import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -19,6 +21,9 @@ from rich.table import Table
 from fvae.config import StudyConfig, TrainConfig
 from fvae.errors import UserError
 from fvae.registry import METRICS, OBJECTIVES
+
+if TYPE_CHECKING:
+    from fvae.data import Store
 
 _stderr = Console(stderr=True, highlight=False)
 
@@ -135,12 +140,13 @@ def _exit(status: int) -> None:
 
 def _offer_registered() -> None:
     """Make the names in the registries the choices of the options that take them."""
-    objectives = Literal[tuple(OBJECTIVES)]
+    # Written as calls: Literal[...] and tuple[...] are for names that a type checker can read.
+    objectives: Any = Literal.__getitem__(tuple(OBJECTIVES))
     Train.__annotations__["objective"] = objectives
-    Study.__annotations__["objectives"] = tuple[objectives, ...]
+    Study.__annotations__["objectives"] = types.GenericAlias(tuple, (objectives, ...))
 
 
-def _parse(arguments: list[str]):
+def _parse(arguments: list[str]) -> Any:
     _offer_registered()
     base, resumed = Train(), None
     if arguments[:1] == ["train"]:
@@ -149,7 +155,7 @@ def _parse(arguments: list[str]):
             config = TrainConfig.from_file(Path(resumed) / "config.json")
             base = Train(**dataclasses.asdict(config), resume=Path(resumed))
     train = Annotated[Train, tyro.conf.subcommand("train", default=base)]
-    commands = train
+    commands: Any = train  # a union that only running code knows
     for kind in (Eval, Report, Traverse, Study, Data, Doctor):
         commands |= Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())]
     # tyro prints an error as a box of several lines; people's scripts want one.
@@ -215,7 +221,7 @@ def _config_of(command: Train) -> TrainConfig:
     return TrainConfig(**{name: getattr(command, name) for name in names})
 
 
-def _load_data(source: str):
+def _load_data(source: str) -> "Store":
     from fvae import data
 
     return data.load(source, progress=_stderr.is_terminal)
@@ -234,7 +240,7 @@ def _train(command: Train) -> int:
     with distributed.join(config) as world:
         _stderr.quiet = not world.main
 
-        def load():
+        def load() -> "Store":
             return world.on_node_first(lambda: _load_data(config.data))
 
         if command.resume is not None:
@@ -370,7 +376,8 @@ def _doctor(_: Doctor) -> int:
     return 0
 
 
-_COMMANDS = {
+#: Each returns the exit status.
+_COMMANDS: dict[type, Callable[[Any], int]] = {
     Train: _train,
     Eval: _eval,
     Report: _report,
