@@ -9,8 +9,10 @@ import os
 import re
 import sys
 import time
+import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -19,6 +21,9 @@ from rich.table import Table
 from fvae.config import StudyConfig, TrainConfig
 from fvae.errors import UserError
 from fvae.registry import DATA, METRICS, OBJECTIVES, Registry
+
+if TYPE_CHECKING:
+    from fvae.data import Store
 
 _stderr = Console(stderr=True, highlight=False)
 
@@ -135,9 +140,10 @@ def _exit(status: int) -> None:
 
 def _offer_registered() -> None:
     """Make the entries of the registries the choices and the help of the options that take them."""
-    objectives = Literal[tuple(OBJECTIVES)]
+    # Written as calls: Literal[...] and tuple[...] are for names that a type checker can read.
+    objectives: Any = Literal.__getitem__(tuple(OBJECTIVES))
     Train.__annotations__["objective"] = _helped(objectives, "What to minimise: ", OBJECTIVES)
-    Study.__annotations__["objectives"] = tuple[objectives, ...]
+    Study.__annotations__["objectives"] = types.GenericAlias(tuple, (objectives, ...))
     drawn = (
         "Data set: the path of a published dSprites .npz, 3D Shapes .h5 or 3D Faces .pth file, or"
         " of a folder, .zip or .tar of images (CelebA, 3D Chairs); or made here, "
@@ -147,13 +153,13 @@ def _offer_registered() -> None:
     Eval.__doc__ = f"Score a run on the same codes: {', '.join(m.about for m in METRICS.values())}."
 
 
-def _helped(kind: object, text: str, entries: Registry) -> object:
+def _helped(kind: Any, text: str, entries: Registry) -> Any:
     """Return the type of an option whose help text ends with the entries and what they are."""
     named = "; ".join(f"{name}: {entry.about}" for name, entry in entries.items())
     return Annotated[kind, tyro.conf.arg(help=f"{text}{named}.")]
 
 
-def _parse(arguments: list[str]):
+def _parse(arguments: list[str]) -> Any:
     _offer_registered()
     base, resumed = Train(), None
     if arguments[:1] == ["train"]:
@@ -162,7 +168,7 @@ def _parse(arguments: list[str]):
             config = TrainConfig.from_file(Path(resumed) / "config.json")
             base = Train(**dataclasses.asdict(config), resume=Path(resumed))
     train = Annotated[Train, tyro.conf.subcommand("train", default=base)]
-    commands = train
+    commands: Any = train  # a union that only running code knows
     for kind in (Eval, Report, Traverse, Study, Data, Doctor):
         commands |= Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())]
     # tyro prints an error as a box of several lines; people's scripts want one.
@@ -228,7 +234,7 @@ def _config_of(command: Train) -> TrainConfig:
     return TrainConfig(**{name: getattr(command, name) for name in names})
 
 
-def _load_data(source: str):
+def _load_data(source: str) -> "Store":
     from fvae import data
 
     return data.load(source, progress=_stderr.is_terminal)
@@ -247,7 +253,7 @@ def _train(command: Train) -> int:
     with distributed.join(config) as world:
         _stderr.quiet = not world.main
 
-        def load():
+        def load() -> "Store":
             return world.on_node_first(lambda: _load_data(config.data))
 
         if command.resume is not None:
@@ -383,7 +389,8 @@ def _doctor(_: Doctor) -> int:
     return 0
 
 
-_COMMANDS = {
+#: Each returns the exit status.
+_COMMANDS: dict[type, Callable[[Any], int]] = {
     Train: _train,
     Eval: _eval,
     Report: _report,

@@ -8,7 +8,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fvae.errors import UserError
 from fvae.registry import OBJECTIVES
@@ -116,9 +116,12 @@ class TrainConfig:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
-    def from_fields(cls, fields: dict) -> "TrainConfig":
+    def from_fields(cls, fields: dict[str, Any]) -> "TrainConfig":
         """Return the settings of a dictionary that went through JSON, which has no tuples."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
+        return cls(**given)
 
     @classmethod
     def from_file(cls, path: Path) -> "TrainConfig":

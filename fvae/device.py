@@ -4,10 +4,14 @@ import ctypes
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from fvae.errors import UserError
+
+#: Arithmetic of the networks, see :func:`arithmetic`.
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -43,7 +47,7 @@ def cpu_features() -> Mapping[str, object]:
     return features | {"cpu_name": values.get("model name", "unknown").strip()}
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
+def resolve_precision(name: Precision | Literal["auto"], device: torch.device) -> Precision:
     """Return "fp32", "tf32" or "bf16"; "auto" is bf16 where the device has it in hardware.
 
     Raises:
@@ -74,7 +78,9 @@ def arithmetic(device: torch.device, precision: str = "fp32") -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    cudnn, tf32 = torch.backends.cudnn, precision == "tf32"
+    # The module puts an object in its place, of which the type checker does not know.
+    cudnn: Any = torch.backends.cudnn
+    tf32 = precision == "tf32"
     before = cudnn.deterministic, cudnn.benchmark, cudnn.conv.fp32_precision
     cudnn.deterministic, cudnn.benchmark = True, False
     cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
@@ -98,7 +104,8 @@ def _set_products(tf32: bool) -> Callable[[], None]:
             return lambda: None
     except RuntimeError:  # the two differ
         pass
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    mkldnn: Any = torch.backends.mkldnn  # as cudnn above
+    backends = torch.backends.cuda.matmul, mkldnn.matmul
     each = [backend.fp32_precision for backend in backends]
     try:
         legacy = torch.get_float32_matmul_precision()

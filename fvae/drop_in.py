@@ -137,7 +137,9 @@ def score(
         )
     if batch_size < 1:
         raise UserError(f"batch_size: got {batch_size}, expected at least 1")
-    codes, kl, done = None, 0.0, 0
+    codes: Tensor | None = None
+    kl: Tensor | float | None = 0.0
+    done = 0
     with torch.no_grad():
         for images in _batches(dataset, rows, batch_size):
             part = rows[done : done + len(images)]
@@ -151,7 +153,7 @@ def score(
                     " batches before"
                 )
             codes[part] = mu
-            kl = None if kl_rows is None else kl + kl_rows.sum(0)
+            kl = None if kl is None or kl_rows is None else kl + kl_rows.sum(0)
             done += len(images)
     mean_kl = None if kl is None else kl / len(rows)
     return METRICS[metric].score(codes, factor_sizes, protocol, seed, mean_kl)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def evaluate(
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict:
+) -> dict[str, Any]:
     """Score a run under a protocol, and keep the result as ``eval-<protocol>.json`` in its folder.
 
     Args:
@@ -111,7 +112,7 @@ def evaluate(
     codes = torch.full((len(store), model.latent_dim), torch.nan)
     codes[needed] = part
 
-    result: dict = {"protocol": protocol, "seed": seed, "images_encoded": len(needed)}
+    result: dict[str, Any] = {"protocol": protocol, "seed": seed, "images_encoded": len(needed)}
     # The threshold below which a protocol drops a dimension is one of the KL to the prior.
     kl = information if model.information_name == "KL" else None
     result["mutual_information_dims" if kl is None else "kl_dims"] = information.tolist()
@@ -130,7 +131,7 @@ def evaluate(
     return result
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """Turn a result into what JSON can hold."""
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import platformdirs
@@ -118,7 +118,7 @@ def _read_header(file: BinaryIO) -> tuple[str, str]:
 
 def _save(path: Path, store: Store) -> None:
     """Write a store whole or not at all. Raises OSError."""
-    content = memoryview(store.data.contiguous().numpy()).cast("B")
+    content = store.data.contiguous().numpy().data.cast("B")
     shape = list(store.data.shape)
     fields = ("name", "image_shape", "binary", "factor_names", "factor_sizes")
     header = file_header(
@@ -131,7 +131,10 @@ def _save(path: Path, store: Store) -> None:
 
 
 def file_header(
-    fields: dict, shape: list[int], digest_data: Callable[[object], object], length: int = 0
+    fields: dict[str, Any],
+    shape: list[int],
+    digest_data: Callable[["hashlib._Hash"], object],
+    length: int = 0,
 ) -> bytes:
     """What stands before the data in a cache file.
 

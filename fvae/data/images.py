@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial as bound
 from pathlib import Path
 from typing import TypeVar
 
@@ -99,7 +100,7 @@ def _headers(path: Path, files: ImageFiles) -> Iterator[tuple[str, tuple[int, in
             return picture.mode, picture.size
 
     for image in files.names:
-        found = _or_reason(path, image, lambda image=image: header(image))
+        found = _or_reason(path, image, bound(header, image))
         if not isinstance(found, str):
             yield found
 

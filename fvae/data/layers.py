@@ -61,4 +61,5 @@ class LayeredStore(Store):
             rest = rest // colours
             pixels = self.data.index_select(0, layer.reshape(-1))
             total = pixels if total is None else total.add_(pixels)
+        assert total is not None  # there is a part at least, or no factor sizes would fit
         return total.view(*indices.shape, -1)

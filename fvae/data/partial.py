@@ -7,6 +7,7 @@ the header of the store, and the file gets its name.
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable
@@ -31,7 +32,7 @@ class Partial:
         rows: how many rows came of them.
     """
 
-    def __init__(self, file: BinaryIO, key: str) -> None:
+    def __init__(self, file: io.BufferedRandom, key: str) -> None:
         self._file, self._key = file, key
         self.done = self.rows = 0
 
@@ -61,7 +62,7 @@ class Partial:
         """
         self._file.seek(0, os.SEEK_END)
         for row in rows:
-            self._file.write(row)
+            self._file.write(row.data)
         self._sync()  # the rows are on the disk before the header counts them
         self.rows, self.done = self.rows + len(rows), done
         progress = {"key": self._key, "shape": self._shape, "done": done, "rows": self.rows}

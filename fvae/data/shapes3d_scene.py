@@ -26,7 +26,7 @@ SIZES = (10, 10, 10, 8, 4, 15)
 _SCALES = np.linspace(0.75, 1.25, SIZES[3])
 _CUBE, _CYLINDER, _SPHERE, _CAPSULE = range(SIZES[4])
 _ANGLES = np.radians(np.linspace(-30, 30, SIZES[5]))
-_HUES = np.float32([colorsys.hsv_to_rgb(k / SIZES[0], 1, 1) for k in range(SIZES[0])])
+_HUES = np.array([colorsys.hsv_to_rgb(k / SIZES[0], 1, 1) for k in range(SIZES[0])], np.float32)
 
 # Half the width, and the height, at scale 1.
 _EXTENT = {
@@ -129,7 +129,7 @@ class _Thing(NamedTuple):
     shadow: np.ndarray
 
 
-def _vector(*xyz: float) -> np.ndarray:
+def _vector(*xyz: float | np.float32) -> np.ndarray:
     return np.array(xyz, np.float32)[:, None]
 
 
@@ -210,7 +210,7 @@ def _thing(shape: int, scale: float, angle: float) -> _Thing:
 
 
 def _meet(
-    shape: int, half: np.ndarray, height: np.ndarray, origin: np.ndarray, ahead: np.ndarray
+    shape: int, half: np.float32, height: np.float32, origin: np.ndarray, ahead: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where rays enter and leave an object that stands at the origin; inf, -inf if they miss."""
     if shape == _CUBE:
@@ -226,13 +226,17 @@ def _meet(
     return np.minimum.reduce(near), np.maximum.reduce(far)
 
 
-def _slab(origin: np.ndarray, ahead: np.ndarray, low: float, high: float):
+def _slab(
+    origin: np.ndarray, ahead: np.ndarray, low: float | np.float32, high: float | np.float32
+) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(divide="ignore"):
         first, second = (low - origin) / ahead, (high - origin) / ahead
     return np.minimum(first, second), np.maximum(first, second)
 
 
-def _ball(origin: np.ndarray, ahead: np.ndarray, radius: np.ndarray):
+def _ball(
+    origin: np.ndarray, ahead: np.ndarray, radius: np.float32
+) -> tuple[np.ndarray, np.ndarray]:
     """A circle in two coordinates, a sphere in three."""
     a, b = (ahead * ahead).sum(0), (ahead * origin).sum(0)
     root = b * b - a * ((origin * origin).sum(0) - radius * radius)
@@ -246,7 +250,7 @@ def _common(*spans: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarr
     return np.where(near < far, near, np.inf), np.where(near < far, far, -np.inf)
 
 
-def _normals(shape: int, half: np.ndarray, height: np.ndarray, at: np.ndarray) -> np.ndarray:
+def _normals(shape: int, half: np.float32, height: np.float32, at: np.ndarray) -> np.ndarray:
     """Outward normals at points of an object's surface."""
     x, y, z = at
     if shape == _CUBE:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -97,7 +98,7 @@ def beta_vae_score(
     return BetaVaeResult(score, train_score, constants)
 
 
-def _classifier(constants: BetaVaeProtocol):
+def _classifier(constants: BetaVaeProtocol) -> Any:
     if constants.classifier == "sgd":
         model = SGDClassifier(
             loss="log_loss", max_iter=constants.max_iter, random_state=constants.random_state

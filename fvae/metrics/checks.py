@@ -50,12 +50,11 @@ def codes_of(codes: Tensor | np.ndarray, sizes: Sequence[int]) -> Tensor:
         UserError: they are not floating point, not 2-D, have no column, or N is not the product
             of the sizes.
     """
-    tensor = codes if isinstance(codes, Tensor) else None
-    array = None if isinstance(codes, Tensor) else np.asarray(codes)
-    floating = tensor.is_floating_point() if array is None else array.dtype.kind == "f"
+    given = codes if isinstance(codes, Tensor) else np.asarray(codes)
+    floating = given.is_floating_point() if isinstance(given, Tensor) else given.dtype.kind == "f"
     if not floating:
         raise UserError(f"codes: got {codes_dtype(codes)}, expected floating point")
-    shape = list(codes.shape if array is None else array.shape)
+    shape = list(given.shape)
     if len(shape) != 2 or shape[1] < 1:
         raise UserError(f"codes: got shape {shape}, expected [N, d] with d at least 1")
     if shape[0] != prod(sizes):
@@ -63,12 +62,11 @@ def codes_of(codes: Tensor | np.ndarray, sizes: Sequence[int]) -> Tensor:
             f"codes: got {shape[0]} rows, expected {prod(sizes)}, the product of factor_sizes"
             f" {list(sizes)}"
         )
-    if array is not None:
-        # PyTorch takes neither long doubles, swapped bytes, negative strides nor read-only arrays.
-        wide = array.dtype.itemsize > 4
-        array = np.require(array, np.float64 if wide else np.float32, ["C", "W"])
-        return torch.from_numpy(array)
-    return tensor.detach()
+    if isinstance(given, Tensor):
+        return given.detach()
+    # PyTorch takes neither long doubles, swapped bytes, negative strides nor read-only arrays.
+    wide = given.dtype.itemsize > 4
+    return torch.from_numpy(np.require(given, np.float64 if wide else np.float32, ["C", "W"]))
 
 
 def codes_dtype(codes: object) -> str:

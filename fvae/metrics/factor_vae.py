@@ -116,7 +116,8 @@ def factor_vae_score(
     divisor = torch.where(active, std, 1.0)
     z = ((wide - mean.to(wide)) / divisor.to(wide)).float()
 
-    if constants.votes is None:
+    samples = constants.samples
+    if constants.votes is None or samples is None:
         votes = _exhaustive_votes(ops.grouped_variance(z, sizes, backend).cpu(), sizes, active)
         score = _accuracy(votes, votes.double() / torch.tensor(sizes))
         return FactorVaeResult(score, votes, constants, active, train_score=score)
@@ -126,7 +127,7 @@ def factor_vae_score(
             z,
             sizes,
             votes=count,
-            samples=constants.samples,
+            samples=samples,
             scale=torch.ones_like(z[0]),
             active=active.to(z.device),
             rng=rng.at_lane(lane),
@@ -146,8 +147,8 @@ def _accuracy(train: Tensor, scored: Tensor) -> float:
     """Share of ``scored`` votes that the majority classifier of the ``train`` votes gets right."""
     # NumPy's argmax takes the first of equals, which PyTorch's does not promise.
     predicted = train.numpy().argmax(1)
-    scored = scored.numpy()
-    return float(scored[np.arange(len(scored)), predicted].sum() / scored.sum())
+    votes = scored.numpy()
+    return float(votes[np.arange(len(votes)), predicted].sum() / votes.sum())
 
 
 def _exhaustive_votes(variance: Tensor, sizes: Sequence[int], active: Tensor) -> Tensor:

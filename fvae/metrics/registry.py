@@ -1,5 +1,10 @@
 """The metrics of this package; to add one, add an entry."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
 from fvae.metrics import sampling
 from fvae.metrics.beta_vae import beta_vae_score
 from fvae.metrics.dci import dci_score
@@ -10,12 +15,12 @@ from fvae.metrics.sap import sap_score
 from fvae.registry import METRICS, Metric
 
 
-def _of_samples(score):
+def _of_samples(score: Callable[..., Any]) -> Callable[..., Any]:
     """A score that learns from samples has one protocol, and no use for the KL."""
     return lambda codes, sizes, protocol, seed, kl: score(codes, sizes, seed)
 
 
-def _sampled(train: int, test: int = 0):
+def _sampled(train: int, test: int = 0) -> Callable[..., Iterator[Tensor]]:
     return lambda sizes, protocol, seed: sampling.sample_rows(sizes, train, test, seed)
 
 

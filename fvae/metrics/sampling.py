@@ -76,7 +76,7 @@ def factor_vae_rows(sizes: Sequence[int], protocol: FactorVaeProtocol, rng: Phil
     """Every row that the FactorVAE metric reads, int64, unsorted and with repeats."""
     rows = [scale_rows(sizes, protocol.scale_samples, rng)]
     for votes, lane in ((protocol.votes, TRAIN_LANE), (protocol.eval_votes, EVAL_LANE)):
-        if votes:
+        if votes and protocol.samples:
             _, index = reference.vote_samples(
                 sizes, votes, protocol.samples, protocol.balanced, rng.seed, rng.step, lane
             )

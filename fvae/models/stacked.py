@@ -7,6 +7,7 @@ group a model: k models share one convolution, whose input is ``[B, k C, H, W]``
 
 import copy
 from collections.abc import Sequence
+from typing import TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 
 from fvae.models.vae import VAE, ConvTranspose2d
 
+_M = TypeVar("_M", bound=nn.Module)
 
-def stack(models: Sequence[nn.Module]) -> nn.Module:
+
+def stack(models: Sequence[_M]) -> _M:
     """Return a module like each of the models, whose parameters are theirs, stacked ``[M, ...]``.
 
     Args:
@@ -90,19 +93,30 @@ class StackedVAE(nn.Module):
         """The inverse of :meth:`_split`."""
         return torch.cat([part.unflatten(1, (self.group, -1)).transpose(0, 1) for part in parts])
 
-    def _run(self, layers: nn.Sequential, x: Tensor | list[Tensor], count: int):
+    @overload
+    def _run(self, layers: nn.Sequential, x: list[Tensor], count: int) -> Tensor: ...
+
+    @overload
+    def _run(self, layers: nn.Sequential, x: Tensor, count: int) -> list[Tensor]: ...
+
+    def _run(
+        self, layers: nn.Sequential, x: Tensor | list[Tensor], count: int
+    ) -> Tensor | list[Tensor]:
         """Run the layers of one model for all; x is a list where it stands for images."""
         for layer in layers:
-            if isinstance(layer, nn.Linear):
-                x = self._linear(layer, x)
-            elif isinstance(layer, nn.ReLU):
+            if isinstance(layer, nn.ReLU):
                 x = [part.relu_() for part in x] if isinstance(x, list) else x.relu_()
-            elif isinstance(layer, nn.Flatten):
-                x = self._join(x).flatten(2)
-            elif isinstance(layer, nn.Unflatten):
-                x = self._split(x.unflatten(-1, layer.unflattened_size))
+            elif isinstance(x, list):
+                if isinstance(layer, nn.Flatten):
+                    x = self._join(x).flatten(2)
+                else:
+                    assert isinstance(layer, (nn.Conv2d, ConvTranspose2d))
+                    x = self._convolve(layer, x, count)
+            elif isinstance(layer, nn.Linear):
+                x = self._linear(layer, x)
             else:
-                x = self._convolve(layer, x, count)
+                assert isinstance(layer, nn.Unflatten)
+                x = self._split(x.unflatten(-1, layer.unflattened_size))
         return x
 
     def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
@@ -113,7 +127,12 @@ class StackedVAE(nn.Module):
             [F.linear(*one) for one in zip(x, layer.weight, layer.bias, strict=True)]
         )
 
-    def _convolve(self, layer: nn.Module, parts: list[Tensor], count: int) -> list[Tensor]:
+    def _convolve(
+        self, layer: nn.Conv2d | ConvTranspose2d, parts: list[Tensor], count: int
+    ) -> list[Tensor]:
+        assert layer.bias is not None
+        weights: Sequence[Tensor]
+        biases: Sequence[Tensor]
         if self.group == 1:  # a view of fewer dimensions would lose the strides of one channel
             weights, biases = layer.weight.unbind(), layer.bias.unbind()
         else:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from fvae.ops.reference import kl_to_prior
 #: Slope of the discriminator's leaky ReLU for negative input.
 LEAKY_SLOPE = 0.2
 
+_M = TypeVar("_M", bound=nn.Module)
+
 
 class ConvTranspose2d(nn.ConvTranspose2d):
     """Transposed convolution whose bias is added apart.
@@ -21,7 +24,10 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     layer's backward pass; as a separate addition it is a plain sum.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    bias: Tensor  # always there
+    padding: tuple[int, ...]  # never by name
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one output size
         """Return the layer's output, ``[B, out, 2H, 2W]``."""
         return self.convolve(x, self.weight, self.bias)
 
@@ -138,6 +144,12 @@ class Discriminator(nn.Module):
         for layer in self.layers[:-1]:
             z = F.leaky_relu(layer(z), LEAKY_SLOPE)
         return self.layers[-1](z)
+
+
+def channels_last(network: _M, device: torch.device | str) -> _M:
+    """Move a network to a device, its convolutions' weights channels last; return it."""
+    # PyTorch's declaration of Module.to leaves memory_format out.
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """The ops of a training step, in its order."""
 
+from collections.abc import Sequence
+from typing import Literal, Protocol, TypeGuard, overload
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -12,8 +15,61 @@ from fvae.philox import Philox
 # --- gather_batch ---------------------------------------------------------------------------
 
 
+class PackedImages(Protocol):
+    """What :func:`gather_batch` draws from, such as a :class:`fvae.data.Store`."""
+
+    @property
+    def data(self) -> Tensor:
+        """uint8 ``[N, bytes]``."""
+
+    @property
+    def binary(self) -> bool:
+        """Whether a byte holds eight pixels."""
+
+    @property
+    def image_shape(self) -> Sequence[int]:
+        """C, H, W."""
+
+
+class ImagesOnDemand(PackedImages, Protocol):
+    """Packed images that are made when they are asked for; ``on_demand`` is true."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, indices: Tensor, /) -> Tensor:
+        """Return the images at int64 ``[..., n]`` as uint8 ``[..., n, bytes]``."""
+
+
+def _on_demand(store: PackedImages) -> TypeGuard[ImagesOnDemand]:
+    return getattr(store, "on_demand", False)
+
+
+@overload
 def gather_batch(
-    store,
+    store: PackedImages,
+    batch_size: int,
+    rng: Philox | None,
+    backend: str | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    return_indices: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def gather_batch(
+    store: PackedImages,
+    batch_size: int,
+    rng: Philox | None,
+    backend: str | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    return_indices: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def gather_batch(
+    store: PackedImages,
     batch_size: int,
     rng: Philox | None,
     backend: str | None = None,
@@ -57,7 +113,7 @@ def gather_batch(
     run = implementation("gather_batch", backend)
     shape = list(store.image_shape)
     draw = (batch_size, rng.seed, rng.step, rng.lane, dtype)
-    if getattr(store, "on_demand", False):
+    if _on_demand(store):
         # The backend draws from blank rows, of which only the numbers are used.
         indices = run(data.new_empty(len(store), 4), [4, 1, 1], False, *draw)[1]
         rows = store.rows(indices).flatten(0, -2)

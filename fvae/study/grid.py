@@ -1,6 +1,7 @@
 """The runs of a study's grid, and their names."""
 
 import dataclasses
+from typing import Any
 
 from fvae.config import StudyConfig, TrainConfig
 from fvae.registry import OBJECTIVES
@@ -19,14 +20,14 @@ def setting_of(config: TrainConfig) -> str:
 def weight_of(config: TrainConfig) -> str:
     """Return the varied weight as text that no other number has, "" for objectives without."""
     objective = OBJECTIVES[config.objective]
-    if not objective.grid:
+    if not objective.grid or not objective.weight:
         return ""
     return repr(float(getattr(config, objective.weight))).removesuffix(".0")
 
 
 def expand(config: StudyConfig) -> dict[str, TrainConfig]:
     """Return the runs of a grid by name, such as "factor-vae-gamma10-seed0"."""
-    common = {
+    common: dict[str, Any] = {
         f.name: getattr(config, f.name)
         for f in dataclasses.fields(TrainConfig)
         if f.name not in OF_A_RUN
@@ -36,7 +37,9 @@ def expand(config: StudyConfig) -> dict[str, TrainConfig]:
         objective = OBJECTIVES[name]
         for weight in getattr(config, objective.grid) if objective.grid else (None,):
             for seed in range(config.seeds):
-                varied = {objective.weight: weight} if objective.grid else {}
+                varied: dict[str, Any] = {}
+                if objective.grid and objective.weight:
+                    varied[objective.weight] = weight
                 run = TrainConfig(**common, objective=name, seed=seed, **varied)
                 runs[f"{setting_of(run)}-seed{seed}"] = run
     return runs

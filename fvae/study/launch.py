@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 from fvae.errors import UserError
 from fvae.study.work import OnEvent, Stop, failure, work
@@ -43,8 +44,8 @@ def torchrun(
     at_work: dict[int, str] = {}
     ended: set[int] = set()
 
-    def listen() -> None:
-        for line in process.stdout:
+    def listen(lines: IO[bytes]) -> None:
+        for line in lines:
             try:
                 event = json.loads(line)
                 rank = event["rank"]
@@ -65,18 +66,20 @@ def torchrun(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log_file,
             env=environment, start_new_session=True,
         )  # fmt: skip
-    listener = threading.Thread(target=listen)
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None and stdout is not None  # pipes, as asked for above
+    listener = threading.Thread(target=listen, args=(stdout,))
     listener.start()
     try:
         while listener.is_alive():
             listener.join(0.1)
-            if stop.number and not process.stdin.closed:
-                process.stdin.close()
+            if stop.number and not stdin.closed:
+                stdin.close()
     finally:
-        process.stdin.close()
+        stdin.close()
         listener.join()
         status = process.wait()
-        process.stdout.close()
+        stdout.close()
     if errors:
         raise UserError(errors[0])
     if status == 0 or stop.number:
@@ -84,7 +87,7 @@ def torchrun(
     return False, [run for rank, run in at_work.items() if rank not in ended]
 
 
-def import_ray():
+def import_ray() -> Any:
     """Return the module ``ray``.
 
     Raises:
@@ -152,7 +155,7 @@ def ray_tasks(job: dict, devices: int, cuda: bool, on_event: OnEvent, stop: Stop
             ray.shutdown()
 
 
-def _check_cluster(ray, needed: dict[str, int]) -> None:
+def _check_cluster(ray: Any, needed: dict[str, int]) -> None:
     """Refuse what no machine of the cluster can ever run; Ray would wait for one."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(m.get(name, 0) >= n for name, n in needed.items()) for m in machines):

@@ -159,9 +159,10 @@ def _scatter(axis: plt.Axes, groups: dict[str, Rows], name: str) -> None:
         _, xs, ys, weights = zip(*points, strict=True)
         (x, dx), (y, dy) = (np.transpose(values) for values in (xs, ys))
         axis.plot(x, y, color=colour, label=label, marker="o", markersize=5, linewidth=1)
-        bars = {"fmt": "none", "elinewidth": 0.8, "capsize": 2, "alpha": 0.45}
-        axis.errorbar(x, y, dy, dx, ecolor=colour, **bars)
-        for weight, *place in zip(weights, x, y, strict=True):
+        axis.errorbar(
+            x, y, dy, dx, fmt="none", ecolor=colour, elinewidth=0.8, capsize=2, alpha=0.45
+        )
+        for weight, place in zip(weights, zip(x, y, strict=True), strict=True):
             axis.annotate(
                 weight, place, xytext=(5, 5), textcoords="offset points", fontsize=9, color=colour
             )

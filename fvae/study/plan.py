@@ -71,7 +71,9 @@ def make_plan(
     Raises:
         UserError: the strategy that was asked for is not available.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
     cuda = config.device == "cuda"
     alone = [[name] for name in todo]
     stacks = _stacks(runs, todo, STACK)
@@ -133,7 +135,7 @@ def make_plan(
         if times:
             measured[strategy] = times
             walls[strategy] = wall(ours.groups, times, ours.processes)
-    best = min(walls, key=walls.get)
+    best = min(walls, key=walls.__getitem__)
     if walls[best] > _GAIN * walls["one-by-one"]:
         best = "one-by-one"
     hours = ", ".join(f"{name} {value / 3600:.2f} h" for name, value in walls.items())

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from types import TracebackType
 
 from rich import progress
 from rich.console import Console
@@ -52,8 +53,13 @@ class StudyProgress:
         self._bar.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._bar.__exit__(*error)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.__exit__(kind, error, trace)
 
     def on_event(self, run: str, phase: str, step: int) -> None:
         """Take note of what :func:`fvae.study.work.work` says about a run."""

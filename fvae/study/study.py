@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,7 @@ from fvae.study.launch import import_ray, ray_tasks, torchrun
 from fvae.study.plan import Plan, make_plan
 from fvae.study.progress import StudyProgress
 from fvae.study.work import (
+    OnEvent,
     Stop,
     failure,
     is_finished,
@@ -127,12 +129,20 @@ def _bring_to_its_end(
     return 1 if failed or unfinished else 0
 
 
-def _execute(plan: Plan, config: StudyConfig, runs, protocol, store, stop, on_event) -> list[str]:
+def _execute(
+    plan: Plan,
+    config: StudyConfig,
+    runs: Path,
+    protocol: str | None,
+    store: data.Store,
+    stop: Stop,
+    on_event: OnEvent,
+) -> list[str]:
     """Do the work; return the names of runs whose process died under them."""
     if config.launcher == "local" and plan.processes == 1:
         work(runs, plan.groups, protocol, store, stop, on_event)
         return []
-    job = {
+    job: dict[str, Any] = {
         "runs": str(runs.resolve()), "protocol": protocol, "data": config.data,
         "device": config.device, "threads": plan.threads,
     }  # fmt: skip

@@ -51,7 +51,7 @@ class Stop:
         self.number = 0
         self._forgiving = forgiving  # a second signal ends nothing: a launcher may repeat it
         self.droppable = False
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, loop.Handler] = {}
 
     def _catch(self, number: int, frame: object) -> None:
         if not self._forgiving:

@@ -147,4 +147,4 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> VAE | InfoGAN:
     model = make(config, first.shape[1])
     load_weights(model, tensors, prefix, run / NAME)
     model.requires_grad_(False)
-    return model.to(device, memory_format=torch.channels_last).eval()
+    return nets.channels_last(model, device).eval()

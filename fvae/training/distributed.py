@@ -10,7 +10,7 @@ processes, up to the order of sums.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -53,7 +53,7 @@ class World:
 
     # --- the step ---------------------------------------------------------------------------
 
-    def parallel(self, *players: nn.Module | None) -> Callable:
+    def parallel(self, *players: nn.Module | None) -> Callable[..., Any]:
         """Return ``run``: ``run(terms_of, *args)`` is ``terms_of(*args)`` with averaged gradients.
 
         ``terms_of`` computes loss terms with the players, every parameter of which takes part. It
@@ -153,22 +153,23 @@ class World:
         """
         if self.size == 1:
             return work()
-        result = failure = None
+        failure: UserError | OSError | None = None
         try:
             result = work()
         except (UserError, OSError) as error:
             failure = error
-        failures: list[Exception | None] = [None] * self.size
+        failures: list[UserError | OSError | None] = [None] * self.size
         dist.all_gather_object(failures, failure)
-        for failure in filter(None, failures):
-            raise failure
+        for each in failures:  # ours is among them
+            if each:
+                raise each
         return result
 
     def on_main(self, work: Callable[[], _T]) -> _T:
         """Return ``work()``, done by process 0 alone; what it raises, all raise."""
         if self.size == 1:
             return work()
-        shared = [self.each(lambda: work() if self.main else None)]
+        shared: list[Any] = [self.each(lambda: work() if self.main else None)]
         dist.broadcast_object_list(shared, src=0)
         return shared[0]
 
@@ -180,8 +181,8 @@ class World:
         if self.size == 1:
             return work()
         first = _local_rank() == 0
-        result = self.each(lambda: work() if first else None)
-        return self.each(lambda: result if first else work())
+        results = self.each(lambda: [work()] if first else [])
+        return self.each(lambda: results[0] if first else work())
 
 
 class _Players(nn.Module):
@@ -191,11 +192,11 @@ class _Players(nn.Module):
         super().__init__()
         self.players = nn.ModuleList(p for p in players if p is not None)
 
-    def forward(self, terms_of: Callable, *args):
+    def forward(self, terms_of: Callable[..., Any], *args: Any) -> Any:
         return _call(terms_of, *args)
 
 
-def _call(terms_of: Callable, *args):
+def _call(terms_of: Callable[..., Any], *args: Any) -> Any:
     return terms_of(*args)
 
 

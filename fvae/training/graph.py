@@ -45,6 +45,7 @@ class StepGraph:
 
     def replay(self) -> Any:
         """Do the captured step once more."""
+        assert self.graph is not None
         self.graph.replay()
         return self.result
 

@@ -23,6 +23,7 @@ from fvae import ops, philox
 from fvae.config import GAN_BETAS
 from fvae.models import infogan
 from fvae.models.infogan import Codes, InfoGAN
+from fvae.models.vae import channels_last
 from fvae.philox import Stream
 from fvae.training.objectives import Terms
 from fvae.training.trainer import Trainer
@@ -96,7 +97,8 @@ def input_gradient(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
 
 
 def _transposed_convolution(layer: nn.Conv2d, g: Tensor) -> Tensor:
-    return F.conv_transpose2d(g, layer.weight, None, layer.stride, layer.padding)
+    stride, padding = layer.stride, layer.padding  # of numbers: no network here names its padding
+    return F.conv_transpose2d(g, layer.weight, None, stride, padding)  # type: ignore[arg-type]
 
 
 def gradient_penalty(
@@ -200,7 +202,7 @@ class InfoGANTrainer(Trainer):
         self.wasserstein = config.objective == "infowgan-gp"
         self.critic_steps = config.critic_steps if self.wasserstein else 1
         model = infogan.build(config, channels)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = channels_last(model, self.device)
         betas = GAN_BETAS[config.objective]
         self.players = [list(model.critic.parameters()), list(model.generator.parameters())]
         rates = (config.disc_learning_rate, config.learning_rate)

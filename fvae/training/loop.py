@@ -7,6 +7,8 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any, TypeAlias, TypeVar
 
 from fvae.config import TrainConfig
 from fvae.data import Store
@@ -21,6 +23,11 @@ from fvae.training.trainer import Trainer, make_trainer
 
 CONFIG_NAME = "config.json"
 LOG_NAME = "log.jsonl"
+
+#: What ``signal.signal`` takes and returns.
+Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+
+_Config = TypeVar("_Config", bound=TrainConfig)
 
 #: Terms that the progress line and the report's summary show, where a run has them.
 HEADLINES = ("recon", "kl", "tc", "disc_accuracy", "wasserstein", "gradient_penalty", "mi")
@@ -58,14 +65,14 @@ def create_run(config: TrainConfig, run: Path) -> TrainConfig:
     return config
 
 
-def settle(config: TrainConfig) -> TrainConfig:
+def settle(config: _Config) -> _Config:
     """Return the configuration with "auto" replaced by what is here, and the data path absolute."""
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     data = Path(config.data).expanduser()
     return dataclasses.replace(
         config,
-        device=device.type,
+        device="cuda" if device.type == "cuda" else "cpu",
         precision=precision,
         # A run is scored and shown from any folder.
         data=str(data.resolve()) if config.data not in DATA and data.exists() else config.data,
@@ -137,12 +144,13 @@ def train(
             # Of the clocks the main process's counts, so that all save at one step.
             if logs or saves or done % world.agree_every == 0:
                 number, due = world.largest(stop.number, world.main and schedule.by_clock())
-                saves = saves or due or number
+                saves = saves or bool(due or number)
             if logs:
                 means.share(world)
                 if not all(means.are_finite()):
                     raise _diverged(trainer, run)
-                line = {"step": done, "seconds": round(time.monotonic() - started, 3)}
+                seconds = round(time.monotonic() - started, 3)
+                line: dict[str, Any] = {"step": done, "seconds": seconds}
                 line |= {"weight": trainer.weight_at(done - 1)} | means.of()
                 means.clear()
                 log_file.write(json.dumps(line) + "\n")
@@ -189,7 +197,7 @@ class _StopSignal:
 
     def __init__(self) -> None:
         self.number = 0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Handler] = {}
 
     def _catch(self, number: int, frame: object) -> None:
         self.number = number

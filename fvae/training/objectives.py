@@ -6,13 +6,13 @@ are float32. With the networks of :mod:`fvae.models.stacked`, images and terms l
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fvae import ops
 from fvae.config import TrainConfig
-from fvae.models.vae import VAE
 from fvae.philox import Philox
 from fvae.registry import OBJECTIVES
 from fvae.training.two_players import two_players
@@ -22,8 +22,36 @@ Terms = dict[str, Tensor]
 Code = tuple[Tensor, Tensor]
 
 
+class EncoderDecoder(Protocol):
+    """A VAE, as an objective sees it."""
+
+    def encode(self, x: Tensor) -> Code:
+        """Return mu and logvar of q(z|x)."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return the pixel logits of p(x|z)."""
+
+
+class Draws(Protocol):
+    """Whose random ops an objective calls."""
+
+    def reparameterize(
+        self, mu: Tensor, logvar: Tensor, rng: Philox, backend: str | None
+    ) -> tuple[Tensor, Tensor]:
+        """See :func:`fvae.ops.reparameterize`."""
+
+    def permute_dims(self, z: Tensor, rng: Philox, backend: str | None) -> Tensor:
+        """See :func:`fvae.ops.permute_dims`."""
+
+
 def _elbo_terms(
-    model: VAE, x: Tensor, code: Code, target: Tensor | None, rng: Philox, backend, draws
+    model: EncoderDecoder,
+    x: Tensor,
+    code: Code,
+    target: Tensor | None,
+    rng: Philox,
+    backend: str | None,
+    draws: Draws,
 ) -> tuple[Terms, Tensor]:
     mu, logvar = code
     z, kl_dims = draws.reparameterize(mu, logvar, rng, backend)
@@ -32,13 +60,13 @@ def _elbo_terms(
 
 
 def beta_vae(
-    model: VAE,
+    model: EncoderDecoder,
     x: Tensor,
     weight: Tensor | float,
     rng: Philox,
     backend: str | None = None,
     target: Tensor | None = None,
-    draws=ops,
+    draws: Draws = ops,
 ) -> Terms:
     """loss = recon + beta * kl; the vae is beta = 1.
 
@@ -63,7 +91,7 @@ def beta_vae(
 
 
 def factor_vae(
-    model: VAE,
+    model: EncoderDecoder,
     discriminator: nn.Module,
     x: Tensor,
     x_second: Tensor,
@@ -71,7 +99,7 @@ def factor_vae(
     rng: Philox,
     backend: str | None = None,
     target: Tensor | None = None,
-    draws=ops,
+    draws: Draws = ops,
 ) -> Terms:
     """loss = recon + kl + gamma * tc + disc_loss, for both players at once.
 
@@ -106,7 +134,7 @@ def factor_vae(
     return {"loss": loss, **terms, "tc": tc, "disc_loss": disc_loss, "disc_accuracy": accuracy}
 
 
-def _encode_both(model: VAE, x: Tensor, x_second: Tensor) -> tuple[Code, Code]:
+def _encode_both(model: EncoderDecoder, x: Tensor, x_second: Tensor) -> tuple[Code, Code]:
     """Codes of both batches; those of the second have no gradient.
 
     On a GPU in one pass: a step of a usual batch waits for launches, not for arithmetic, and the

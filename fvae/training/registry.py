@@ -1,19 +1,22 @@
 """The objectives of this package; to add one, add an entry."""
 
+from functools import partial
+
 from fvae.models import infogan
 from fvae.registry import OBJECTIVES, Objective
 from fvae.training.infogan import InfoGANTrainer
 from fvae.training.objectives import beta_vae, factor_vae
 
-_GAN = {
-    "weight": "mi_weight",
-    "stacks": False,
-    "distributes": False,
-    "trainer": InfoGANTrainer,
-    "model": infogan.build,
-    "part": "gan",
-    "first": "critic.trunk.0.weight",
-}
+_gan = partial(
+    Objective,
+    weight="mi_weight",
+    stacks=False,
+    distributes=False,
+    trainer=InfoGANTrainer,
+    model=infogan.build,
+    part="gan",
+    first="critic.trunk.0.weight",
+)
 
 for _entry in (
     Objective("vae", "reconstruction + KL", beta_vae),
@@ -22,7 +25,7 @@ for _entry in (
         "factor-vae", "reconstruction + KL + gamma TC", factor_vae,
         weight="gamma", grid="gammas", batches=2, discriminator=True,
     ),
-    Objective("infogan", "a generator against a critic that guesses its codes", **_GAN),
-    Objective("infowgan-gp", "the same with a Wasserstein critic and gradient penalty", **_GAN),
+    _gan("infogan", "a generator against a critic that guesses its codes"),
+    _gan("infowgan-gp", "the same with a Wasserstein critic and gradient penalty"),
 ):  # fmt: skip
     OBJECTIVES.add(_entry)

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,7 +105,7 @@ class StackedTrainer(Trainer):
         It rounds the last elements of a tensor in another way than the rest, so that only then
         each model's update is what it would be alone, bit for bit.
         """
-        self.parts: list[tuple[Tensor, list[Tensor]]] = []
+        self.parts: list[tuple[torch.nn.Parameter, list[torch.nn.Parameter]]] = []
         for group in self.optimizer.param_groups:
             each = []
             for parameter in group["params"]:
@@ -123,7 +124,9 @@ class StackedTrainer(Trainer):
 
     def _update(self) -> None:
         for parameter, parts in self.parts:
-            for part, grad in zip(parts, parameter.grad.unbind(), strict=True):
+            whole = parameter.grad
+            assert whole is not None  # the backward pass has just made it
+            for part, grad in zip(parts, whole.unbind(), strict=True):
                 part.grad = grad
         super()._update()
         for parameter, _ in self.parts:
@@ -150,10 +153,10 @@ class StackedTrainer(Trainer):
         """
         whole = {}
         for name, first in states[0].items():
-            each = [state.get(name) for state in states]
+            each = [state[name] for state in states if name in state]
             if name.startswith(_SHARED):
                 whole[name] = first
-            elif all(t is not None and t.shape == first.shape for t in each):
+            elif len(each) == len(states) and all(t.shape == first.shape for t in each):
                 whole[name] = torch.stack(each)
         self.restore(whole, path)  # names what is missing
         for parameter, parts in self.parts:
@@ -227,7 +230,7 @@ def train(
                 drop(means.are_finite())
                 seconds = round(time.monotonic() - started, 3)
                 for m in live:
-                    line = {"step": done, "seconds": seconds}
+                    line: dict[str, Any] = {"step": done, "seconds": seconds}
                     line |= {"weight": trainer.weights[m](done - 1)} | means.of(m)
                     files[m].write(json.dumps(line) + "\n")
                     files[m].flush()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fvae import ops
 from fvae.config import DISC_BETAS, VAE_BETAS, TrainConfig
@@ -13,6 +13,7 @@ from fvae.data import Store
 from fvae.device import arithmetic
 from fvae.errors import UserError
 from fvae.models import vae as nets
+from fvae.models.stacked import StackedVAE
 from fvae.philox import Philox
 from fvae.registry import OBJECTIVES
 from fvae.training import checkpoint, objectives
@@ -31,6 +32,8 @@ class Trainer:
     Raises:
         UserError: the images are not 64 x 64 with 1 or 3 channels.
     """
+
+    vae: nets.VAE | StackedVAE
 
     def __init__(self, config: TrainConfig, store: Store, world: World | None = None) -> None:
         channels, *size = store.image_shape
@@ -62,13 +65,15 @@ class Trainer:
         """Make the networks on the device; return the optimizer's groups, one a player."""
         config = self.config
         vae, discriminator = nets.build(config, channels, self.objective.discriminator)
-        self.vae = vae.to(self.device, memory_format=torch.channels_last)
+        self.vae = nets.channels_last(vae, self.device)
         self.discriminator = discriminator.to(self.device) if discriminator else None
         return self._groups()
 
     def _groups(self) -> list[dict]:
         config = self.config
-        players = [(self.vae, config.learning_rate, VAE_BETAS)]
+        players: list[tuple[nn.Module, float, tuple[float, float]]] = [
+            (self.vae, config.learning_rate, VAE_BETAS)
+        ]
         if self.discriminator:
             players.append((self.discriminator, config.disc_learning_rate, DISC_BETAS))
         return [
@@ -76,9 +81,9 @@ class Trainer:
             for network, rate, betas in players
         ]
 
-    def _modules(self) -> dict[str, torch.nn.Module]:
+    def _modules(self) -> dict[str, nn.Module]:
         """Networks by the first part of their tensors' names in a checkpoint."""
-        modules = {"vae": self.vae}
+        modules: dict[str, nn.Module] = {"vae": self.vae}
         return modules | ({"discriminator": self.discriminator} if self.discriminator else {})
 
     def _parameters(self) -> dict[str, Tensor]:
@@ -149,7 +154,9 @@ class Trainer:
     def _terms(self, x: Tensor, weight: Tensor | float, target: Tensor | None) -> objectives.Terms:
         networks = [self.vae] + ([self.discriminator] if self.discriminator else [])
         batches = self._laid_out(x).chunk(self.objective.batches, dim=-4)
-        return self.objective.terms(
+        terms_of = self.objective.terms
+        assert terms_of is not None, "an objective without terms has a trainer of its own"
+        return terms_of(
             *networks, *batches, weight, self.rng, self.config.backend, target, self.world
         )
 

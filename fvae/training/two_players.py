@@ -11,6 +11,9 @@ tc sends its gradient to z alone and disc_loss to the weights alone: adding both
 calling backward once trains both players, with no retained graph and no leak between them.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,7 +34,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if x.dim() == 3:
         if x.device.type == "cpu" and x.dtype == torch.float32:
-            biases = [None] * len(x) if bias is None else bias
+            biases: Iterable[Tensor | None] = [None] * len(x) if bias is None else bias
             return torch.stack([_linear(*one) for one in zip(x, weight, biases, strict=True)])
         y = weight.mT
         return x @ y if bias is None else torch.baddbmm(bias.unsqueeze(-2), x, y)
@@ -112,16 +115,20 @@ def two_players(
 
     Source: Kim & Mnih 2018, Algorithm 2.
     """
-    ours = type(discriminator) is Discriminator
-    if z.dim() != (discriminator.layers[0].weight.dim() if ours else 2):
+    ours = discriminator if type(discriminator) is Discriminator else None
+    dims = 2
+    if ours is not None:
+        first: Any = ours.layers[0]  # a linear layer, of one model or of M
+        dims = first.weight.dim()
+    if z.dim() != dims:
         raise ValueError(f"z: got {list(z.shape)}, expected [B, d]; [M, B, d] for M stacked models")
     if z.shape != z_perm.shape:
         raise ValueError(f"z_perm: got {list(z_perm.shape)}, expected z's shape {list(z.shape)}")
-    if ours:
+    if ours is not None:
         dtype = torch.float32
         if torch.is_autocast_enabled(z.device.type):
             dtype = torch.get_autocast_dtype(z.device.type)
-        return _SharedBackward.apply(z, z_perm, dtype, backend, *discriminator.parameters())
+        return _SharedBackward.apply(z, z_perm, dtype, backend, *ours.parameters())
     frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
     toward_z = torch.func.functional_call(discriminator, frozen, (z,))
     both = discriminator(torch.cat((z, z_perm)).detach())
