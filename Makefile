@@ -60,6 +60,6 @@ sanitize: setup
 	test -e build/sanitize/fvae/_C.abi3.so
 	CXXFLAGS="$(SANITIZE)" ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	  $(BIN)/python -m pytest -o pythonpath=build/sanitize -k "not nvcc and not opcheck" \
-	  tests/test_csrc.py tests/test_metric_votes.py tests/test_pair_features.py \
-	  tests/test_grouped_variance.py
+	  $(BIN)/python -m pytest -o "pythonpath=build/sanitize tests" -k "not nvcc and not opcheck" \
+	  tests/csrc tests/ops/test_metric_votes.py tests/ops/test_pair_features.py \
+	  tests/ops/test_grouped_variance.py

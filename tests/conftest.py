@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Settings and fixtures of all tests; what is no fixture is in shared.py and small.py."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+pytest.register_assert_rewrite("shared", "small")
 if not torch.cuda.is_available():
     # Triton reads this when it is imported: the kernels then run in its interpreter.
     os.environ["TRITON_INTERPRET"] = "1"
@@ -14,16 +15,6 @@ if not torch.cuda.is_available():
 # How long an example may take is no test's subject, and a busy machine is slow.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
-
-# One table of tolerances by dtype, (rtol, atol), for every op against its reference.
-TOLERANCE = {
-    torch.float64: (1e-12, 1e-12),
-    torch.float32: (1e-5, 1e-6),
-    torch.bfloat16: (2e-2, 2e-2),
-}
-
-# Odd shapes: one row, one column, sizes that are no power of two.
-SHAPES = [(1, 1), (1, 10), (7, 1), (7, 10), (65, 17), (64, 10)]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -45,3 +36,28 @@ def dsprites():
     from fvae import data
 
     return data.load("dsprites")
+
+
+@pytest.fixture
+def store():
+    """Forty random images of bits."""
+    from small import bits
+
+    return bits(40)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """The folder of a cache that starts empty."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("FVAE_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tensors this small are done sooner than a second thread has joined in."""
+    from shared import threads
+
+    with threads(1):
+        yield

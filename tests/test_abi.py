@@ -10,17 +10,15 @@ between them:
 
 import os
 import re
-import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
 
 import pytest
 import torch
+from shared import COMPILER, ROOT, needs_compiler, needs_nvcc
 
-ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
-COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 # What csrc uses of PyTorch. Each stands in the headers of 2.11: look there before adding one.
 IN_2_11 = {
@@ -87,7 +85,7 @@ FLAGS = ["-std=c++20", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 
 
 @each_headers
-@pytest.mark.skipif(not COMPILER, reason="no C++ compiler on PATH")
+@needs_compiler
 def test_the_cpu_ops_compile(headers):
     flags = [*FLAGS, "-fsyntax-only", "-DFVAE_ONE_TARGET", "-DTORCH_EXTENSION_NAME=_C"]
     flags += ["-isystem", str(headers), "-isystem", sysconfig.get_path("include")]
@@ -96,9 +94,9 @@ def test_the_cpu_ops_compile(headers):
 
 
 @each_headers
-@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on PATH")
+@needs_nvcc
 def test_the_cuda_ops_compile(headers, tmp_path):
-    # To PTX and no further: the kernels' machine code is test_csrc.py's subject.
+    # To PTX and no further: the kernels' machine code is csrc/test_csrc.py's subject.
     flags = [*FLAGS, "-DUSE_CUDA", "-isystem", str(headers), "-arch=compute_80", "-c"]
     output = str(tmp_path / "device.o")
     subprocess.run(["nvcc", *flags, str(CSRC / "device.cu"), "-o", output], check=True)

@@ -1,28 +1,21 @@
 """Encoding for the scores: in chunks that suit the device, which is not waited for in between."""
 
 import torch
-from test_train import SMALL
-from torch.utils._python_dispatch import TorchDispatchMode
+from shared import HostTraffic
+from small import SMALL
 
 from fvae import evaluate
 from fvae.data import Store
 from fvae.models import vae as nets
 
 
-class _Recorder(TorchDispatchMode):
-    """Batch sizes of first convolutions, and "wait" for a value that the host reads."""
+class _Recorder(HostTraffic):
+    """Batch sizes of first convolutions, beside what the host reads."""
 
-    def __init__(self):
-        super().__init__()
-        self.events = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
+    def note(self, name, args, kwargs):
+        super().note(name, args, kwargs)
         if name in ("conv2d", "convolution") and args[0].shape[1] == 1:
-            self.events.append(args[0].shape[0])
-        if name in ("_local_scalar_dense", "nonzero", "lift_fresh"):
-            self.events.append("wait")
-        return function(*args, **(kwargs or {}))
+            self.found.append(args[0].shape[0])
 
 
 def _encode(monkeypatch, images):
@@ -34,7 +27,7 @@ def _encode(monkeypatch, images):
     recorder = _Recorder()
 
     def noted(tensor):
-        recorder.events.append("to the host")
+        recorder.found.append("to the host")
         return cpu(tensor)
 
     monkeypatch.setattr(Store, "to", lambda self, d: moved.append(str(d)) or to(self, d))
@@ -42,7 +35,7 @@ def _encode(monkeypatch, images):
     with recorder:
         result = evaluate.encode(vae, store, torch.arange(images) % 50, done.append)
     assert moved == ["cpu"]
-    return result, recorder.events, done
+    return result, recorder.found, done
 
 
 def test_codes_leave_the_device_once_at_the_end(monkeypatch):

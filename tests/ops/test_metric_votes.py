@@ -5,16 +5,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import GRIDS, HOST_BACKENDS, SIZES, drawn_codes, needs_extension, threads
 from torch.library import opcheck
 
 from fvae import Philox, ops
 from fvae.ops import reference
 
-SIZES = (3, 4, 5)
-BACKENDS = [name for name in ("reference", "cpp") if name in ops.BACKENDS]
 
-
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=HOST_BACKENDS)
 def _votes(request):
     def votes(codes, rng, balanced=True, active=None, scale=None, votes=200, samples=7):
         scale = codes.var(-2) if scale is None else scale
@@ -105,24 +103,19 @@ def test_mean_ten_thousand_times_the_deviation(_votes):
     )
 
 
-@pytest.mark.skipif("cpp" not in BACKENDS, reason=f"no extension: {ops.EXTENSION_ERROR}")
+@needs_extension
 @settings(derandomize=True)
 @given(
-    sizes=st.lists(st.integers(2, 7), min_size=1, max_size=4),
-    models=st.integers(1, 3),
-    dims=st.integers(1, 40),
+    **GRIDS,
     votes=st.integers(1, 300),
     samples=st.integers(2, 200),
     balanced=st.booleans(),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
-    seed=st.integers(0, 2**64 - 1),
     step=st.integers(0, 2**40),
 )
 def test_extension_has_the_votes_of_the_reference(
     sizes, models, dims, votes, samples, balanced, dtype, seed, step
 ):
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    codes = torch.randn(models, prod(sizes), dims, generator=generator).to(dtype)
+    codes, generator = drawn_codes(sizes, models, dims, dtype, seed)
     scale = torch.rand(models, dims, generator=generator)
     active = torch.rand(models, dims, generator=generator) < 0.8
     got, expected = (
@@ -138,7 +131,7 @@ def test_extension_has_the_votes_of_the_reference(
     assert (got - expected).abs().sum() <= 2 * moved
 
 
-@pytest.mark.skipif("cpp" not in BACKENDS, reason=f"no extension: {ops.EXTENSION_ERROR}")
+@needs_extension
 def test_fifteen_thousand_votes_on_a_transposed_view_with_any_threads():
     sizes, d = (3, 6, 10, 8, 8), 10
     codes = torch.randn(2, d, prod(sizes)).transpose(1, 2)
@@ -147,13 +140,9 @@ def test_fifteen_thousand_votes_on_a_transposed_view_with_any_threads():
         active=torch.ones(2, d, dtype=torch.bool),
     )  # fmt: skip
     expected = ops.metric_votes(codes, sizes, backend="reference", **arguments)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
+    for count in (1, 3):
+        with threads(count):
             assert torch.equal(ops.metric_votes(codes, sizes, **arguments), expected)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_one_factor_of_two_values(_votes):

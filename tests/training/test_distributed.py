@@ -18,10 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_train import SMALL, SMALL_OPTIONS
+from small import (
+    SMALL,
+    SMALL_OPTIONS,
+    bits,
+    checkpoints_noted,
+    log,
+    made,
+    signal_at,
+    step_of,
+    tensors,
+)
 
 from fvae import Philox, ops
-from fvae.data import Store
 from fvae.errors import UserError
 from fvae.registry import OBJECTIVES
 from fvae.training import checkpoint, loop
@@ -35,9 +44,8 @@ SHARED = [name for name, objective in OBJECTIVES.items() if objective.distribute
 
 
 def _store():
-    generator = torch.Generator().manual_seed(1)
-    data = torch.randint(0, 256, (40, 512), dtype=torch.uint8, generator=generator)
-    return Store("bits", data, (1, 64, 64), True, (), ())
+    """The same images in each process."""
+    return bits(40, torch.Generator().manual_seed(1))
 
 
 def _config(objective):
@@ -72,39 +80,26 @@ def _holds_the_trainer(world):
 
 def _reductions(run, world, **changes):
     """Steps of checkpoints and number of messages of a run on whose clock 10 s pass a step."""
-    saves, messages, reduce, now = [], 0, torch.distributed.all_reduce, [0.0]
-    save, clock = checkpoint.save, checkpoint.clock
+    messages, reduce = 0, torch.distributed.all_reduce
 
     def counted(*args):
         nonlocal messages
         messages += 1
         return reduce(*args)
 
-    def noted(run, tensors, config):
-        saves.append(int(tensors["rng.step"]))
-        save(run, tensors, config)
-
     def tick(step):
         # Process 1 has another opinion, which does not count.
-        now[0] += 1000.0 if world.rank else 10.0
+        noted.now += 1000.0 if world.rank else 10.0
 
-    torch.distributed.all_reduce, checkpoint.save = counted, noted
-    checkpoint.clock = lambda: now[0]
+    torch.distributed.all_reduce = counted
     try:
-        config = dataclasses.replace(CONFIG, steps=50, log_every=1000, **changes)
-        config = world.on_main(lambda: loop.create_run(config, run))
-        loop.train(config, _store(), run, on_step=tick, world=world)
+        with checkpoints_noted() as noted:
+            config = dataclasses.replace(CONFIG, steps=50, log_every=1000, **changes)
+            config = world.on_main(lambda: loop.create_run(config, run))
+            loop.train(config, _store(), run, on_step=tick, world=world)
     finally:
-        torch.distributed.all_reduce, checkpoint.save, checkpoint.clock = reduce, save, clock
-    return {"saves": saves, "messages": messages}
-
-
-def _stop_at(last):
-    def stop(step):
-        if step == last:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return stop
+        torch.distributed.all_reduce = reduce
+    return {"saves": [step for _, step in noted.saved], "messages": messages}
 
 
 def _caught(run):
@@ -117,23 +112,15 @@ def _caught(run):
 
 def _poison(run, world):
     """Spoil a weight of process 1 alone, between two checkpoints."""
-    trainers, make = [], Trainer.__init__
-
-    def remember(self, *args):
-        make(self, *args)
-        trainers.append(self)
 
     def spoil(step):
         if step == 8 and world.rank == 1:
             next(trainers[0].vae.parameters()).data.fill_(float("nan"))
 
-    Trainer.__init__ = remember
-    try:
+    with made(Trainer) as trainers:
         config = world.on_main(lambda: loop.create_run(CONFIG, run))
         config = dataclasses.replace(config, log_every=100)
         loop.train(config, _store(), run, on_step=spoil, world=world)
-    finally:
-        Trainer.__init__ = make
 
 
 def _fill_the_disk(run, world):
@@ -141,7 +128,7 @@ def _fill_the_disk(run, world):
     config = world.on_main(lambda: loop.create_run(CONFIG, run))
     save = checkpoint.save
 
-    def full(*args):
+    def full(*_):
         raise OSError(28, "No space left on device", "here")
 
     def fill(step):
@@ -174,7 +161,7 @@ def _process(rank, port, folder):
         # Process 1 alone gets the signal; then a single process goes on.
         run = folder / "stopped-by-two"
         config = world.on_main(lambda: loop.create_run(CONFIG, run))
-        on_step = _stop_at(9) if rank == 1 else lambda step: None
+        on_step = signal_at(9) if rank == 1 else lambda step: None
         lines = []
         said["stop"] = loop.train(config, _store(), run, lines.append, on_step, world)
         said["lines"] = len(lines)
@@ -204,7 +191,7 @@ def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     run = folder / "stopped-by-one"
     config = loop.create_run(CONFIG, run)
-    assert loop.train(config, _store(), run, on_step=_stop_at(7)) == signal.SIGTERM
+    assert loop.train(config, _store(), run, on_step=signal_at(7)) == signal.SIGTERM
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -242,11 +229,6 @@ def test_a_trainer_is_gone_with_its_last_reference(pair):
     assert [said["held"] for said in _said(pair)] == [False, False]
 
 
-def _log(run):
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-
-
 @pytest.mark.parametrize("begun_by", ["one", "two"])
 def test_a_run_goes_on_with_another_number_of_processes(pair, begun_by, tmp_path):
     run = pair / f"stopped-by-{begun_by}"
@@ -258,14 +240,13 @@ def test_a_run_goes_on_with_another_number_of_processes(pair, begun_by, tmp_path
         loop.train(loop.TrainConfig.from_file(run / "config.json"), _store(), run)
     whole = loop.create_run(CONFIG, tmp_path / "whole")
     loop.train(whole, _store(), tmp_path / "whole")
-    lines = _log(run)
+    lines = log(run)
     assert [line["step"] for line in lines] == [4, 8, 12]
-    for got, want in zip(lines, _log(tmp_path / "whole"), strict=True):
+    for got, want in zip(lines, log(tmp_path / "whole"), strict=True):
         assert got.keys() == want.keys()
         for name in want:
             assert got[name] == pytest.approx(want[name], rel=1e-3, abs=1e-5), name
-    want = load_file(tmp_path / "whole" / checkpoint.NAME)
-    got = load_file(run / checkpoint.NAME)
+    want, got = tensors(tmp_path / "whole"), tensors(run)
     assert got.keys() == want.keys()
     for name in want:
         if name.startswith(("vae", "discriminator")):
@@ -296,7 +277,7 @@ def test_both_end_with_the_same_error(pair):
         assert "No space left on device: 'here'" in said["full"]
         assert said["each"] == "UserError: no data on this machine"
     for run in ("nan", "full"):
-        kept = load_file(pair / run / checkpoint.NAME)
+        kept = tensors(pair / run)
         assert int(kept["rng.step"]) == (5 if run == "nan" else 0)
         assert all(t.isfinite().all() for t in kept.values())
 
@@ -395,8 +376,7 @@ def test_torchrun_stops_on_sigterm_with_a_checkpoint(tmp_path):
     assert said.count(f"stopped; continue with: fvae train --resume {run}") == 1
     assert "fvae: error" not in said
     last = json.loads(Path(log).read_text().splitlines()[-1])["step"]
-    with safe_open(run / checkpoint.NAME, "pt") as file:
-        assert last <= int(file.get_tensor("rng.step")) < last + 5
+    assert last <= step_of(run) < last + 5
 
 
 def test_torchrun_says_an_error_once(tmp_path):

@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -8,8 +7,23 @@ import time
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+from shared import assert_equal, full_disk
+from small import (
+    SMALL,
+    SMALL_OPTIONS,
+    Killed,
+    assert_a_killed_run_resumes_to_the_same,
+    assert_same_run,
+    checkpoints_noted,
+    kill_at,
+    log,
+    made,
+    photographs,
+    run,
+    signal_at,
+    step_of,
+    tensors,
+)
 
 import fvae
 from fvae.config import TrainConfig
@@ -18,94 +32,38 @@ from fvae.errors import UserError
 from fvae.training import checkpoint, loop
 from fvae.training.trainer import Trainer
 
-SMALL = TrainConfig(
-    steps=12, batch_size=3, latent_dim=4, disc_units=8, disc_hidden_layers=2,
-    conv_channels=(4, 4, 4, 4), hidden_units=8, device="cpu", precision="fp32",
-    checkpoint_every=5, log_every=4, learning_rate=1e-3,
-)  # fmt: skip
-SMALL_OPTIONS = [
-    "--batch-size", "3", "--latent-dim", "4", "--disc-units", "8", "--disc-hidden-layers", "2",
-    "--conv-channels", "4", "4", "4", "4", "--hidden-units", "8", "--device", "cpu",
-]  # fmt: skip
-
-
-@pytest.fixture
-def store():
-    data = torch.randint(0, 256, (40, 512), dtype=torch.uint8)
-    return Store("bits", data, (1, 64, 64), True, (), ())
-
-
-def _run(config, store, folder, **callbacks):
-    config = loop.create_run(config, folder)
-    loop.train(config, store, folder, **callbacks)
-    return load_file(folder / checkpoint.NAME)
-
-
-def _log(folder):
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-
-
-def _assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-class Killed(Exception):
-    pass
-
 
 @pytest.mark.parametrize("objective", ["vae", "beta-vae", "factor-vae"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_resumed_run_is_the_uninterrupted_one(objective, precision, store, tmp_path):
     config = dataclasses.replace(SMALL, objective=objective, precision=precision, warmup_steps=8)
-    whole = _run(config, store, tmp_path / "a")
-
-    def kill(step):
-        if step == 9:
-            raise Killed
-
-    with pytest.raises(Killed):
-        _run(config, store, tmp_path / "b", on_step=kill)
-    assert int(load_file(tmp_path / "b" / checkpoint.NAME)["rng.step"]) == 5
-    loop.train(TrainConfig.from_file(tmp_path / "b/config.json"), store, tmp_path / "b")
-    _assert_equal(whole, load_file(tmp_path / "b" / checkpoint.NAME))
-    assert _log(tmp_path / "a") == _log(tmp_path / "b")
+    assert_a_killed_run_resumes_to_the_same(config, store, tmp_path)
 
 
-def test_a_checkpoint_a_minute_and_at_the_end(store, tmp_path, monkeypatch):
-    now, saves, save = [0.0], [], checkpoint.save
-    monkeypatch.setattr(checkpoint, "clock", lambda: now[0])
+def test_a_checkpoint_a_minute_and_at_the_end(store, tmp_path):
+    with checkpoints_noted() as noted:
 
-    def noted(run, tensors, config):
-        saves.append(int(tensors["rng.step"]))
-        save(run, tensors, config)
+        def tick(step):
+            noted.now += 13.0
 
-    def tick(step):
-        now[0] += 13.0
+        config = dataclasses.replace(SMALL, checkpoint_every=None)
+        run(config, store, tmp_path / "a", on_step=tick)
+        assert noted.saved == [("a", step) for step in (0, 5, 10, 12)]
+        assert TrainConfig.from_file(tmp_path / "a/config.json").checkpoint_every is None
 
-    monkeypatch.setattr(checkpoint, "save", noted)
-    config = dataclasses.replace(SMALL, checkpoint_every=None)
-    a = _run(config, store, tmp_path / "a", on_step=tick)
-    assert saves == [0, 5, 10, 12]
-    assert TrainConfig.from_file(tmp_path / "a/config.json").checkpoint_every is None
+        def kill(step):
+            tick(step)
+            kill_at(9)(step)
 
-    def kill(step):
-        tick(step)
-        if step == 9:
-            raise Killed
-
-    with pytest.raises(Killed):
-        _run(config, store, tmp_path / "b", on_step=kill)
-    assert _step(tmp_path / "b" / checkpoint.NAME) == 5
-    # What an older configuration says still counts; where the saves are changes no tensor.
-    fixed = dataclasses.replace(config, checkpoint_every=4)
-    saves.clear()
-    loop.train(fixed, store, tmp_path / "b", on_step=tick)
-    assert saves == [8, 12]
-    _assert_equal(a, load_file(tmp_path / "b" / checkpoint.NAME))
-    assert _log(tmp_path / "a") == _log(tmp_path / "b")
+        with pytest.raises(Killed):
+            run(config, store, tmp_path / "b", on_step=kill)
+        assert step_of(tmp_path / "b") == 5
+        # What an older configuration says still counts; where the saves are changes no tensor.
+        fixed = dataclasses.replace(config, checkpoint_every=4)
+        noted.saved.clear()
+        loop.train(fixed, store, tmp_path / "b", on_step=tick)
+        assert noted.saved == [("b", 8), ("b", 12)]
+    assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
 def test_killed_process_resumes_to_the_same_tensors(tmp_path):
@@ -118,41 +76,32 @@ def test_killed_process_resumes_to_the_same_tensors(tmp_path):
     path = tmp_path / "b" / checkpoint.NAME
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if path.exists() and _step(path) >= 100:
+        if path.exists() and step_of(path.parent) >= 100:
             break
         time.sleep(0.002)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    assert 100 <= _step(path) < 500
+    assert 100 <= step_of(path.parent) < 500
     subprocess.run(command("--resume", str(tmp_path / "b")), check=True)
-    _assert_equal(load_file(tmp_path / "a" / checkpoint.NAME), load_file(path))
+    assert_equal(tensors(tmp_path / "a"), tensors(tmp_path / "b"))
     assert (tmp_path / "b" / "report.html").stat().st_size > 10_000
-
-
-def _step(path):
-    with safe_open(path, "pt") as file:
-        return int(file.get_tensor("rng.step"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_after_the_step_with_a_checkpoint(number, store, tmp_path):
-    def stop(step):
-        if step == 7:
-            os.kill(os.getpid(), number)
-
     config = loop.create_run(SMALL, tmp_path / "a")
     # Whatever the shell made of SIGINT for this process.
     before = signal.signal(number, signal.default_int_handler)
     try:
+        stop = signal_at(7, number)
         assert loop.train(config, store, tmp_path / "a", on_step=stop) == number
         assert signal.getsignal(number) is signal.default_int_handler
     finally:
         signal.signal(number, before)
-    assert _step(tmp_path / "a" / checkpoint.NAME) == 7
+    assert step_of(tmp_path / "a") == 7
     loop.train(config, store, tmp_path / "a")
-    whole = _run(SMALL, store, tmp_path / "b")
-    _assert_equal(whole, load_file(tmp_path / "a" / checkpoint.NAME))
-    assert _log(tmp_path / "a") == _log(tmp_path / "b")
+    run(SMALL, store, tmp_path / "b")
+    assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
 def test_an_ignored_signal_stays_ignored(store, tmp_path):
@@ -167,32 +116,25 @@ def test_an_ignored_signal_stays_ignored(store, tmp_path):
 
 
 def test_raising_steps_continues(store, tmp_path):
-    short = _run(SMALL, store, tmp_path / "a")
+    short = run(SMALL, store, tmp_path / "a")
     longer = dataclasses.replace(SMALL, steps=20)
     loop.train(longer, store, tmp_path / "a")
-    extended = load_file(tmp_path / "a" / checkpoint.NAME)
+    extended = tensors(tmp_path / "a")
     assert int(short["rng.step"]) == 12
-    _assert_equal(extended, _run(longer, store, tmp_path / "b"))
+    assert_equal(extended, run(longer, store, tmp_path / "b"))
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(store, tmp_path):
     def poison(step):
         if step == 8:
             # Far beyond what an optimizer step can repair.
-            trainer_weights[0].data.fill_(float("nan"))
+            weights[0].data.fill_(float("nan"))
 
-    trainer_weights = []
-    make = Trainer.__init__
-
-    def remember(self, *args):
-        make(self, *args)
-        trainer_weights.append(next(self.vae.parameters()))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "__init__", remember)
+    config = dataclasses.replace(SMALL, log_every=100)
+    with made(Trainer, lambda trainer: next(trainer.vae.parameters())) as weights:
         with pytest.raises(UserError, match="not finite by step 10.*last good checkpoint is kept"):
-            _run(dataclasses.replace(SMALL, log_every=100), store, tmp_path / "a", on_step=poison)
-    kept = load_file(tmp_path / "a" / checkpoint.NAME)
+            run(config, store, tmp_path / "a", on_step=poison)
+    kept = tensors(tmp_path / "a")
     assert int(kept["rng.step"]) == 5
     assert all(t.isfinite().all() for t in kept.values())
 
@@ -200,22 +142,19 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(store, tmp_pat
 def test_a_full_disk_leaves_the_old_checkpoint(store, tmp_path, monkeypatch):
     def kill(step):
         if step == 8:
-            monkeypatch.setattr(os, "fsync", full)
-
-    def full(_):
-        raise OSError(28, "No space left on device")
+            monkeypatch.setattr(os, "fsync", full_disk)
 
     with pytest.raises(OSError, match="No space"):
-        _run(SMALL, store, tmp_path / "a", on_step=kill)
-    assert _step(tmp_path / "a" / checkpoint.NAME) == 5
+        run(SMALL, store, tmp_path / "a", on_step=kill)
+    assert step_of(tmp_path / "a") == 5
     names = {p.name for p in (tmp_path / "a").iterdir()}
     assert names == {"config.json", "log.jsonl", checkpoint.NAME}
 
 
 def test_log_holds_means_and_kl_by_dimension(store, tmp_path):
     seen = []
-    _run(SMALL, store, tmp_path / "a", on_log=seen.append)
-    lines = _log(tmp_path / "a")
+    run(SMALL, store, tmp_path / "a", on_log=seen.append)
+    lines = log(tmp_path / "a")
     assert [line["step"] for line in lines] == [4, 8, 12]
     assert len(seen) == 3
     for line in lines:
@@ -226,15 +165,15 @@ def test_log_holds_means_and_kl_by_dimension(store, tmp_path):
 
 def test_training_lowers_the_loss(dsprites, tmp_path):
     config = dataclasses.replace(SMALL, steps=60, batch_size=16, log_every=20, learning_rate=5e-3)
-    _run(config, dsprites, tmp_path / "a")
-    lines = _log(tmp_path / "a")
+    run(config, dsprites, tmp_path / "a")
+    lines = log(tmp_path / "a")
     assert lines[-1]["recon"] < 0.6 * lines[0]["recon"]
 
 
 def test_load_gives_the_trained_model(store, tmp_path):
-    tensors = _run(SMALL, store, tmp_path / "a")
+    trained = run(SMALL, store, tmp_path / "a")
     model = fvae.load(tmp_path / "a")
-    assert torch.equal(model.encoder[0].weight, tensors["vae.encoder.0.weight"])
+    assert torch.equal(model.encoder[0].weight, trained["vae.encoder.0.weight"])
     mu, logvar = model.encode(torch.rand(2, 1, 64, 64))
     assert mu.shape == logvar.shape == (2, 4)
     assert model.decode(mu).shape == (2, 1, 64, 64)
@@ -245,15 +184,13 @@ def test_initial_weights_depend_on_the_seed_alone(store):
     torch.manual_seed(5)
     first = Trainer(SMALL, store).state()
     torch.manual_seed(6)
-    _assert_equal(first, Trainer(SMALL, store).state())
+    assert_equal(first, Trainer(SMALL, store).state())
     other = Trainer(dataclasses.replace(SMALL, seed=1), store).state()
     assert not torch.equal(first["vae.encoder.0.weight"], other["vae.encoder.0.weight"])
 
 
 def test_colour_images_train(tmp_path):
-    data = torch.randint(0, 256, (10, 3 * 4096), dtype=torch.uint8)
-    colour = Store("colour", data, (3, 64, 64), False, (), ())
-    _run(SMALL, colour, tmp_path / "a")
+    run(SMALL, photographs(10), tmp_path / "a")
     assert fvae.load(tmp_path / "a").encode(torch.rand(2, 3, 64, 64))[0].shape == (2, 4)
 
 
@@ -264,7 +201,7 @@ def test_images_of_another_size_are_refused():
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(store, tmp_path):
-    _run(SMALL, store, tmp_path / "a")
+    run(SMALL, store, tmp_path / "a")
     path = tmp_path / "a" / checkpoint.NAME
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -285,7 +222,7 @@ def test_bf16_tracks_fp32(dsprites, tmp_path):
     recon = {}
     for precision in ("fp32", "bf16"):
         config = TrainConfig(steps=500, device="cpu", precision=precision)
-        _run(config, dsprites, tmp_path / precision)
-        recon[precision] = _log(tmp_path / precision)[-1]["recon"]
+        run(config, dsprites, tmp_path / precision)
+        recon[precision] = log(tmp_path / precision)[-1]["recon"]
     print(recon)
     assert recon["bf16"] == pytest.approx(recon["fp32"], rel=0.03)

@@ -9,7 +9,7 @@ from fvae.data import render_dsprites
 from fvae.errors import UserError
 
 SIZES = (3, 6, 40, 32, 32)
-FRAMES = np.load(Path(__file__).parent / "data" / "dsprites_real_frames.npz")
+FRAMES = np.load(Path(__file__).parent / "dsprites_real_frames.npz")
 
 
 def wrong_pixels() -> np.ndarray:

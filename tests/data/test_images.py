@@ -1,3 +1,4 @@
+import contextlib
 import io
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import tempfile
 import threading
 import tracemalloc
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_train import SMALL_OPTIONS
+from shared import disk_full_after
+from small import SMALL_OPTIONS, command, refusal, two_at_once
 
-from fvae import cli, data
+from fvae import data
 from fvae.config import TrainConfig
 from fvae.data import image_files, images, load
 from fvae.errors import UserError
@@ -30,9 +33,8 @@ RED, GREEN = (255, 0, 0), (0, 128, 0)
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FVAE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def cache(own_cache):
+    return own_cache
 
 
 def random_pixels(*shape: int) -> np.ndarray:
@@ -62,14 +64,6 @@ def one(path: Path) -> np.ndarray:
     """The pixels [64, 64, C] of a folder's only image."""
     (pixels,) = pixels_of(load(path))
     return pixels
-
-
-def refusal(path: Path | str) -> str:
-    with pytest.raises(UserError) as caught:
-        load(path)
-    message = str(caught.value)
-    assert "\n" not in message and str(path) in message
-    return message
 
 
 @pytest.fixture
@@ -381,16 +375,8 @@ def test_a_failing_disk_is_not_a_broken_image(pictures, monkeypatch):
 
 def test_a_full_disk_is_one_line_and_costs_nothing_done(pictures, monkeypatch, cache):
     monkeypatch.setattr(images, "_CHUNK", 4)
-    calls, fsync = [], os.fsync
-
-    def full(handle: int) -> None:
-        calls.append(handle)
-        if len(calls) > 3:
-            raise OSError(28, "No space left on device")
-        fsync(handle)
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr(os, "fsync", disk_full_after(3))
         with pytest.raises(UserError, match="No space left on device.*FVAE_CACHE"):
             load(pictures)
     decoded = count_decodes(monkeypatch)
@@ -422,6 +408,23 @@ class Stopped(BaseException):
     pass
 
 
+@contextlib.contextmanager
+def stopped_after(count: int) -> Iterator[None]:
+    """Decoding stops after so many images."""
+    row, lock, left = images._row, threading.Lock(), [count]
+
+    def stopping(*arguments):
+        with lock:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Stopped
+        return row(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_row", stopping)
+        yield
+
+
 @settings(max_examples=15, deadline=None)
 @given(stops=st.lists(st.integers(0, 13), max_size=4), chunk=st.integers(1, 14))
 def test_a_conversion_stopped_anywhere_gives_the_same_store(stops, chunk):
@@ -435,23 +438,9 @@ def test_a_conversion_stopped_anywhere_gives_the_same_store(stops, chunk):
         for i in range(12):
             save(folder / f"{i:02}.png", random_pixels(64, 64, 3))
         (folder / "03.png").write_bytes(b"broken")
-        row = images._row
         for stop in stops:
-            left, lock = [stop], threading.Lock()
-
-            def stopping(*arguments, left=left, lock=lock):
-                with lock:
-                    left[0] -= 1
-                    if left[0] < 0:
-                        raise Stopped
-                return row(*arguments)
-
-            with patch.context() as inner:
-                inner.setattr(images, "_row", stopping)
-                try:
-                    load(folder)
-                except Stopped:
-                    pass
+            with stopped_after(stop), contextlib.suppress(Stopped):
+                load(folder)
         store = load(folder)
         paths = [path for path in sorted(folder.iterdir()) if path.name != "03.png"]
         assert np.array_equal(pixels_of(store), [np.asarray(Image.open(path)) for path in paths])
@@ -487,25 +476,11 @@ def test_a_killed_conversion_goes_on_where_it_stopped(pictures, monkeypatch, cac
     assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
 
 
-def stop_after(count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row, lock, left = images._row, threading.Lock(), [count]
-
-    def stopping(*arguments):
-        with lock:
-            left[0] -= 1
-            if left[0] < 0:
-                raise Stopped
-        return row(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(images, "_row", stopping)
-        load(folder)
-
-
 @pytest.mark.parametrize("change", ["content", "name", "removed", "added"])
 def test_a_changed_folder_is_not_mixed_with_what_was_done(pictures, monkeypatch, change, cache):
     monkeypatch.setattr(images, "_CHUNK", 4)
-    stop_after(14, pictures, monkeypatch)
+    with stopped_after(14), pytest.raises(Stopped):
+        load(pictures)
     first = pictures / "0" / "00.png"
     if change == "content":
         stat = first.stat()
@@ -527,7 +502,8 @@ def test_a_changed_folder_is_not_mixed_with_what_was_done(pictures, monkeypatch,
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"key": 1}', bytes(5000)])
 def test_a_damaged_unfinished_file_is_not_used(pictures, monkeypatch, cache, damage):
     monkeypatch.setattr(images, "_CHUNK", 4)
-    stop_after(14, pictures, monkeypatch)
+    with stopped_after(14), pytest.raises(Stopped):
+        load(pictures)
     (unfinished,) = cache.iterdir()
     content = unfinished.read_bytes()
     unfinished.write_bytes(damage + content[len(damage) : 9000] if damage else content[:9000])
@@ -563,8 +539,7 @@ def load_beside(folder: Path, barrier) -> None:
 
 
 def test_two_processes_at_once_convert_once(pictures, monkeypatch, cache):
-    context = multiprocessing.get_context("fork")
-    count, row = context.Value("i", 0), images._row
+    count, row = multiprocessing.get_context("fork").Value("i", 0), images._row
 
     def counting(*arguments):
         with count.get_lock():
@@ -572,13 +547,7 @@ def test_two_processes_at_once_convert_once(pictures, monkeypatch, cache):
         return row(*arguments)
 
     monkeypatch.setattr(images, "_row", counting)
-    barrier = context.Barrier(2)
-    workers = [context.Process(target=load_beside, args=(pictures, barrier)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    two_at_once(load_beside, pictures)
     assert count.value == 30
     assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
 
@@ -607,23 +576,17 @@ def test_progress_goes_to_stderr_and_only_if_asked(pictures, capfd):
 # --- from training to the page -------------------------------------------------------------------
 
 
-def fvae(capsys, *arguments: object) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as stop:
-        cli.main([str(argument) for argument in arguments])
-    return stop.value.code, capsys.readouterr().err
-
-
-def test_a_folder_from_training_to_the_page(pictures, capsys, tmp_path, monkeypatch):
+def test_a_folder_from_training_to_the_page(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = [*SMALL_OPTIONS, "--steps", "3", "--log-every", "1", "--out", "a"]
-    assert fvae(capsys, "train", "--data", "pictures", *options)[0] == 0
+    assert command("train", "--data", "pictures", *options)[0] == 0
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert "no ground-truth factors" in (tmp_path / "a" / "report.html").read_text()
-    assert fvae(capsys, "traverse", "../a")[0] == 0
+    assert command("traverse", "../a")[0] == 0
     with Image.open(tmp_path / "a" / "traversal.png") as picture:
         assert picture.convert("RGB").size[0] > 64
-    status, err = fvae(capsys, "eval", "../a")
+    status, _, err = command("eval", "../a")
     assert status == 2
     assert err.count("\n") == 1 and "pictures: has no ground-truth factors" in err
 

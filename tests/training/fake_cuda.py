@@ -1,9 +1,9 @@
 """``python fake_cuda.py GUARD``: steps on fake CUDA tensors; prints what they did as JSON lines.
 
 A fake tensor has shape, dtype and device, and no numbers. GUARD is the library made of
-csrc/cuda_guard.cpp. A program of its own, because the guard stays for the life of a process.
-Forward passes and updates alone: the backward pass of a CUDA tensor needs a device, so gradients
-are zeros.
+csrc/cuda_guard.cpp. A program of its own, because the guard stays for the life of a process; it
+needs tests/ on its path. Forward passes and updates alone: the backward pass of a CUDA tensor needs
+a device, so gradients are zeros.
 """
 
 import ctypes
@@ -14,42 +14,38 @@ import sys
 
 import torch
 import torch.cuda.amp.common
+from shared import HostTraffic
+from small import NETS, bits, layers, photographs, trainer_of
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fvae.config import TrainConfig
-from fvae.data import LayeredStore, Store
 from fvae.training.infogan import InfoGANTrainer
 from fvae.training.stacked import StackedTrainer
-from fvae.training.trainer import Trainer, make_trainer
+from fvae.training.trainer import Trainer
 
 SMALL = TrainConfig(
-    device="cuda", batch_size=4, latent_dim=3, disc_units=8, conv_channels=(4, 4, 4, 4),
-    hidden_units=8, warmup_steps=5, critic_steps=2, graph=False,
+    device="cuda", batch_size=4, latent_dim=3, disc_units=8, warmup_steps=5, critic_steps=2,
+    graph=False, **NETS,
 )  # fmt: skip
 OBJECTIVES = ("vae", "beta-vae", "factor-vae", "infogan", "infowgan-gp")
 
 
-class HostTraffic(TorchDispatchMode):
-    """Record operations, and those among them that a CUDA graph cannot hold."""
+class DeviceTraffic(HostTraffic):
+    """Count operations and bfloat16 products, and record what touches memory of the host, too."""
 
     def __init__(self):
         super().__init__()
-        self.count, self.found, self.low = 0, [], 0
+        self.count, self.low = 0, 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        result = function(*args, **(kwargs or {}))
+    def note(self, name, args, kwargs):
         self.count += 1
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        waits = name in ("_local_scalar_dense", "lift_fresh", "nonzero", "equal", "is_nonzero")
-        if waits or any(t.device.type != "cuda" for t in tensors):
+        if name in self.WAITS or any(t.device.type != "cuda" for t in tensors):
             self.found.append(name)
         if name in ("convolution", "addmm", "mm", "bmm", "baddbmm"):
             self.low += all(t.dtype == torch.bfloat16 for t in tensors)
-        return result
 
 
 MODE = FakeTensorMode()
@@ -77,24 +73,13 @@ def built_for_real(trainer_class):
     trainer_class._build = wrapped
 
 
-def store(kind):
-    """Return a data set of 50 images; "layers" are made on demand."""
-    if kind == "layers":
-        data = torch.zeros(20, 4096, dtype=torch.uint8)
-        return LayeredStore("layers", data, (1, 64, 64), False, ("a", "b"), (10, 10), parts=2)
-    channels, columns = (1, 512) if kind == "bits" else (3, 3 * 4096)
-    data = torch.zeros(50, columns, dtype=torch.uint8)
-    return Store(kind, data, (channels, 64, 64), kind == "bits", (), ())
+STORES = {"bits": bits, "bytes": photographs, "layers": layers}
 
 
 def step(models=1, kind="bits", **settings):
     """Do a step but for its backward pass; return what it did."""
     config = dataclasses.replace(SMALL, **settings)
-    if models == 1:
-        trainer = make_trainer(config, store(kind))
-    else:
-        each = [dataclasses.replace(config, seed=m) for m in range(models)]
-        trainer = StackedTrainer(each, store(kind))
+    trainer = trainer_of(config, STORES[kind](50), models, one_convolution=False)
     encoded = []
     if hasattr(trainer, "vae"):
         encode = trainer.vae.encode
@@ -105,7 +90,7 @@ def step(models=1, kind="bits", **settings):
             p.grad = torch.zeros_like(p)
 
     torch.Tensor.backward = backward
-    with HostTraffic() as traffic:
+    with DeviceTraffic() as traffic:
         terms = trainer.step()
     return {
         "models": models, "kind": kind, **settings, "operations": traffic.count,
@@ -132,7 +117,7 @@ def main():
                 print(json.dumps(step(models, **settings)))
         for kind, backend in itertools.product(("bits", "bytes", "layers"), backends):
             print(json.dumps(step(kind=kind, precision="bf16", backend=backend)))
-        with HostTraffic() as traffic:
+        with DeviceTraffic() as traffic:
             torch.tensor([1.0, 2.0], device="cuda") + torch.ones(2).to("cuda")
         print(json.dumps({"probe": traffic.found}))
 

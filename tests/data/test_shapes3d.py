@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from shared import DEVICE
+from small import SMALL
 
 from fvae import Philox, data, ops
-from fvae.config import TrainConfig
 from fvae.data import LayeredStore, render_shapes3d
 from fvae.errors import UserError
 from fvae.evaluate import pixels
@@ -16,7 +17,7 @@ from fvae.training.trainer import Trainer
 
 SIZES = (10, 10, 10, 8, 4, 15)
 FLOOR, WALL, OBJECT, SCALE, SHAPE, ORIENTATION = range(6)
-FRAMES = np.load(Path(__file__).parent / "data" / "shapes3d_real_frames.npz")["images"]
+FRAMES = np.load(Path(__file__).parent / "shapes3d_real_frames.npz")["images"]
 
 
 @cache
@@ -164,8 +165,7 @@ def test_no_layers_overflow_when_added():
 @pytest.mark.parametrize("backend", [None, "reference", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_batch_is_the_images_at_its_indices(dtype, backend):
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    grid, rng = store().to(device), Philox(3, device=device)
+    grid, rng = store().to(DEVICE), Philox(3, device=DEVICE)
     x, indices = ops.gather_batch(grid, 65, rng, backend, dtype=dtype, return_indices=True)
     assert (x.dtype, x.shape) == (dtype, (65, 3, 64, 64))
     assert torch.equal(x, grid.images(indices).to(dtype) * (1 / 255))
@@ -233,11 +233,7 @@ def test_wrong_classes_are_refused(classes, message):
 
 
 def test_a_run_trains_on_it():
-    config = TrainConfig(
-        data="shapes3d", device="cpu", precision="fp32", batch_size=4, disc_units=16,
-        disc_hidden_layers=2, hidden_units=16, conv_channels=(4, 4, 4, 4),
-    )  # fmt: skip
-    trainer = Trainer(config, store())
+    trainer = Trainer(SMALL, store())
     before = trainer.state()["vae.encoder.0.weight"].clone()
     losses = [float(trainer.step()["loss"]) for _ in range(2)]
     assert np.isfinite(losses).all() and losses[0] != losses[1]

@@ -1,22 +1,17 @@
 """What a GPU's step would do, without a GPU: see fake_cuda.py."""
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-HERE = Path(__file__).parent
-COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+from shared import TESTS, compile_library, needs_compiler, run_program
 
 pytestmark = [
     pytest.mark.skipif(
         torch.cuda.is_available(), reason="there is a GPU: test_graph.py tries the real thing"
     ),
-    pytest.mark.skipif(not COMPILER, reason="no C++ compiler on PATH"),
+    needs_compiler,
 ]
 
 
@@ -24,15 +19,11 @@ pytestmark = [
 def lines(tmp_path_factory):
     guard = tmp_path_factory.mktemp("guard") / "cuda_guard.so"
     torch_folder = Path(torch.__file__).parent
-    subprocess.run(
-        [COMPILER, "-std=c++20", "-shared", "-fPIC", "-isystem", str(torch_folder / "include"),
-         str(HERE / "csrc/cuda_guard.cpp"), "-o", str(guard), "-L", str(torch_folder / "lib"),
-         "-lc10"],
-        check=True,
+    compile_library(
+        TESTS / "csrc/cuda_guard.cpp", guard, "-isystem", str(torch_folder / "include"),
+        "-L", str(torch_folder / "lib"), "-lc10",
     )  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, str(HERE / "fake_cuda.py"), str(guard)], capture_output=True, text=True
-    )
+    done = run_program(Path(__file__).parent / "fake_cuda.py", guard)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -1,12 +1,11 @@
 """The CUDA kernels: their own source run on a CPU, and compiled for each target.
 
-On a CPU a thread stands for each CUDA thread (``csrc/cuda_on_host.h`` beside this file).
+On a CPU a thread stands for each CUDA thread (``cuda_on_host.h`` beside this file).
 """
 
 import ctypes
 import os
 import re
-import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -14,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from shared import CODE_DTYPES, COMPILER, ROOT, SIZES, assert_close, compile_library, needs_nvcc
 
 from fvae import Philox
 from fvae.ops import reference
 from fvae.philox import Stream
 
-HERE = Path(__file__).parent / "csrc"
-COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+HERE = Path(__file__).parent
 TARGETS = ("sm_80", "sm_90a", "sm_100")
 
 _FIELDS = (
@@ -40,11 +39,9 @@ def library(tmp_path_factory):
     if not COMPILER:
         pytest.skip("no C++ compiler on PATH")
     path = tmp_path_factory.mktemp("kernels") / "kernels_on_host.so"
-    flags = ["-std=c++20", "-O2", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-pthread"]
+    flags = ["-O2", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-pthread"]
     flags += os.environ.get("CXXFLAGS", "").split()
-    source = str(HERE / "kernels_on_host.cpp")
-    subprocess.run([COMPILER, *flags, "-shared", "-fPIC", source, "-o", str(path)], check=True)
-    found = ctypes.CDLL(str(path))
+    found = ctypes.CDLL(compile_library(HERE / "kernels_on_host.cpp", path, *flags))
     found.run_groups.restype = ctypes.c_int64
     return found
 
@@ -71,32 +68,36 @@ def _pointer(tensor):
     return ctypes.c_void_p(tensor.data_ptr())
 
 
+def _votes(library, codes, sizes, count, samples, balanced, scale, active, rng, kind):
+    """What the kernel counts, [models, dims, factors]."""
+    counts = torch.zeros(len(codes), codes.shape[2], len(sizes), dtype=torch.int64)
+    case = _case(codes, sizes, count, samples, balanced, rng, Stream.VOTES, 2, kind)
+    assert library.run_votes(case, _pointer(scale), _pointer(active), _pointer(counts))
+    return counts
+
+
 # sizes, models, dims, samples: one dimension, one tile less and more, several chunks of samples.
 CASES = [
-    ((3, 4, 5), 1, 10, 7), ((3, 4, 5), 2, 10, 64), ((2, 3), 1, 1, 2), ((7,), 1, 4, 5),
+    (SIZES, 1, 10, 7), (SIZES, 2, 10, 64), ((2, 3), 1, 1, 2), ((7,), 1, 4, 5),
     ((3, 5, 2), 1, 33, 130), ((4, 6), 2, 40, 301),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("balanced", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", CODE_DTYPES)
 @pytest.mark.parametrize(("sizes", "models", "dims", "samples"), CASES)
 def test_votes_equal_the_reference(library, sizes, models, dims, samples, dtype, balanced):
     codes = (torch.randn(models, prod(sizes), dims) + 3).to(dtype)
     scale = codes.float().var(1)
     active = torch.rand(models, dims) < 0.8
     rng = Philox(2**63 + 5, step=2**33 + 1).at_lane(1)
-    expected = reference.metric_votes(
-        codes, sizes, 13, samples, balanced, scale, active, rng.seed, rng.step, rng.lane
-    )
+    args = (codes, sizes, 13, samples, balanced, scale, active)
+    expected = reference.metric_votes(*args, rng.seed, rng.step, rng.lane)
     for kind in _kinds(dtype, dims):
-        counts = torch.zeros_like(expected)
-        case = _case(codes, sizes, 13, samples, balanced, rng, Stream.VOTES, 2, kind)
-        assert library.run_votes(case, _pointer(scale), _pointer(active), _pointer(counts))
-        assert torch.equal(counts, expected)
+        assert torch.equal(_votes(library, *args, rng, kind), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", CODE_DTYPES)
 @pytest.mark.parametrize(("sizes", "models", "dims", "samples"), CASES)
 def test_pair_features_equal_the_reference(library, sizes, models, dims, samples, dtype):
     codes = torch.randn(models, prod(sizes), dims).to(dtype)
@@ -109,7 +110,7 @@ def test_pair_features_equal_the_reference(library, sizes, models, dims, samples
         fixed = torch.full_like(factors, -1)
         case = _case(codes, sizes, 5, samples, False, rng, Stream.PAIRS, 2, kind)
         assert library.run_pairs(case, _pointer(features), _pointer(fixed))
-        torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
+        assert_close(features, expected, torch.float32)
         assert torch.equal(fixed, factors)
 
 
@@ -129,14 +130,14 @@ GROUPS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", CODE_DTYPES)
 @pytest.mark.parametrize(("sizes", "models", "dims"), GROUPS)
 def test_grouped_variance_equals_the_reference(library, sizes, models, dims, dtype):
     codes = (torch.randn(models, prod(sizes), dims) * 3 + 100).to(dtype)
     variance, pieces = _run_groups(library, codes, sizes)
     assert pieces == sum(sizes) * (2 if prod(sizes) > 2048 else 1)
     expected = reference.grouped_variance(codes, sizes)
-    torch.testing.assert_close(variance, expected, rtol=1e-5, atol=1e-6)
+    assert_close(variance, expected, torch.float32)
 
 
 def test_a_group_of_several_blocks_whose_codes_are_equal_has_variance_zero(library):
@@ -155,16 +156,14 @@ def test_votes_at_a_mean_of_ten_thousand_deviations(library):
     scale, active = codes.float().var(1), torch.ones(1, 6, dtype=torch.bool)
     rng = Philox(1)
     exact = (shifted.double() - 1e4).float()  # what rounding to float32 left of the codes
-    args = ((3, 4, 5), 60, 16, True, scale, active, rng.seed, rng.step, 0)
-    expected = reference.metric_votes(exact, *args)
-    counts = torch.zeros_like(expected)
-    case = _case(shifted, (3, 4, 5), 60, 16, True, rng, Stream.VOTES, 2, 0)
-    assert library.run_votes(case, _pointer(scale), _pointer(active), _pointer(counts))
-    assert torch.equal(counts, expected)
-    assert torch.equal(reference.metric_votes(shifted, *args), expected)
+    args = (SIZES, 60, 16, True, scale, active)
+    key = (rng.seed, rng.step, 0)
+    expected = reference.metric_votes(exact, *args, *key)
+    assert torch.equal(_votes(library, shifted, *args, rng, 0), expected)
+    assert torch.equal(reference.metric_votes(shifted, *args, *key), expected)
 
 
-@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on PATH")
+@needs_nvcc
 def test_nvcc_compiles_the_kernels_without_a_spill(library, tmp_path):
     include = Path(torch.__file__).parent / "include"
 
@@ -173,7 +172,7 @@ def test_nvcc_compiles_the_kernels_without_a_spill(library, tmp_path):
             "nvcc", "-O3", "-std=c++20", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000",
             "-isystem", str(include), "-gencode",
             f"arch={target.replace('sm', 'compute')},code={target}", "-Xptxas", "-v",
-            "-c", str(HERE.parents[1] / "csrc/device.cu"), "-o", str(tmp_path / f"{target}.o"),
+            "-c", str(ROOT / "csrc/device.cu"), "-o", str(tmp_path / f"{target}.o"),
         ]  # fmt: skip
         return target, subprocess.run(command, capture_output=True, text=True)
 

@@ -17,12 +17,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
-from test_train import SMALL
+from shared import assert_equal
+from small import SMALL, bits, command, made, options, refused, tensors, write_npz
 
-from fvae import cli, data, report
+from fvae import data, report
 from fvae.config import StudyConfig, TrainConfig
-from fvae.data import Store
 from fvae.errors import UserError
 from fvae.study import plan as study_plan
 from fvae.study import study
@@ -41,23 +40,16 @@ _COMMON = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread_and_own_cache(tmp_path_factory):
+def _own_cache(one_thread, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FVAE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         yield
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A published file of 32 random images: every factor has two values."""
-    path = tmp_path_factory.mktemp("data") / "dsprites.npz"
-    classes = np.array([(0, *c) for c in itertools.product(range(2), repeat=5)])
-    images = np.random.default_rng(0).integers(0, 2, (32, 64, 64), dtype=np.uint8)
-    np.savez_compressed(path, imgs=images, latents_classes=classes, latents_values=classes)
-    return path
+    return write_npz(tmp_path_factory.mktemp("data") / "dsprites.npz")
 
 
 @pytest.fixture
@@ -70,36 +62,17 @@ def small(source, monkeypatch):
     )  # fmt: skip
 
 
-def _checkpoints(folder):
-    return {
-        path.parent.name: load_file(path)
-        for path in (folder / "runs").glob("*/checkpoint.safetensors")
-    }
-
-
 def _assert_equal(a, b):
-    a, b = _checkpoints(a), _checkpoints(b)
+    """Two studies have the same runs, with the same weights."""
+    a, b = ({path.name: path for path in (folder / "runs").iterdir()} for folder in (a, b))
     assert a.keys() == b.keys() != set()
     for run in a:
-        assert a[run].keys() == b[run].keys()
-        for name in a[run]:
-            assert torch.equal(a[run][name], b[run][name]), (run, name)
+        assert_equal(tensors(a[run]), tensors(b[run]))
 
 
 def _results(folder):
     with (folder / "results.csv").open() as file:
         return {row["run"]: row for row in csv.DictReader(file)}
-
-
-def _options(config):
-    """The command line of a study."""
-    options = []
-    for field in dataclasses.fields(StudyConfig):
-        value = getattr(config, field.name)
-        if field.init and value is not None and field.name != "graph":
-            values = value if isinstance(value, tuple) else (value,)
-            options += ["--" + field.name.replace("_", "-"), *map(str, values)]
-    return options
 
 
 def _state(folder):
@@ -147,23 +120,15 @@ def test_names_are_the_settings():
     assert "beta-vae-beta4-seed1" in runs
 
 
-def test_a_study_makes_runs_scores_and_a_page_and_again_nothing(
-    small, tmp_path, capsys, monkeypatch
-):
+def test_a_study_makes_runs_scores_and_a_page_and_again_nothing(small, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "write_report", _WRITE_REPORT)
     config = dataclasses.replace(
         small, protocol="kim2018", objectives=("factor-vae",), gammas=(10.0,), seeds=2
     )
-    arguments = ["study", *_options(config), "--out", str(tmp_path / "s")]
-
-    def run():
-        with pytest.raises(SystemExit) as stop:
-            cli.main(arguments)
-        return stop.value.code, capsys.readouterr()
-
-    status, output = run()
+    arguments = ["study", *options(config), "--out", tmp_path / "s"]
+    status, out, _ = command(*arguments)
     assert status == 0
-    assert output.out.strip() == str(tmp_path / "s" / "study.html")
+    assert out.strip() == str(tmp_path / "s" / "study.html")
     folder = tmp_path / "s"
     names = {path.name for path in folder.iterdir()}
     assert names == {"study.json", "study.html", "results.csv", "runs"}
@@ -195,27 +160,24 @@ def test_a_study_makes_runs_scores_and_a_page_and_again_nothing(
     before = _state(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load", lambda *_, **__: pytest.fail("data was loaded"))
-        status, output = run()
+        status, _, err = command(*arguments)
     assert status == 0
-    assert "nothing to do" in output.err
+    assert "nothing to do" in err
     assert _state(folder) == before
     (folder / "study.html").unlink()
-    assert run()[0] == 0
+    assert command(*arguments)[0] == 0
     assert (folder / "study.html").read_text() == page
 
     # The run folders are ordinary ones.
-    one = str(folder / "runs" / "factor-vae-gamma10-seed0")
-    score = ["eval", one, "--protocol", "exhaustive", "--device", "cpu"]
-    for command in (score, ["report", one]):
-        with pytest.raises(SystemExit) as stop:
-            cli.main(command)
-        assert stop.value.code == 0
+    one = folder / "runs" / "factor-vae-gamma10-seed0"
+    assert command("eval", one, "--protocol", "exhaustive", "--device", "cpu")[0] == 0
+    assert command("report", one)[0] == 0
 
 
 def test_killed_and_run_again_is_the_uninterrupted_study(small, tmp_path):
     config = dataclasses.replace(small, steps=150, checkpoint_every=20, objectives=("factor-vae",))
     assert study.study(config, tmp_path / "a") == 0
-    command = [sys.executable, "-m", "fvae", "study", *_options(config)]
+    command = [sys.executable, "-m", "fvae", "study", *options(config)]
     process = subprocess.Popen(
         [*command, "--out", str(tmp_path / "b")], env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -378,14 +340,14 @@ def test_other_settings_are_refused_and_a_grid_can_grow(small, tmp_path):
         assert scored > (folder / "runs" / name / "checkpoint.safetensors").stat().st_mtime_ns
 
 
-def test_bad_input_leaves_nothing(small, tmp_path, capsys):
+def test_bad_input_leaves_nothing(small, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "study.json").write_text("{")
     before = _state(tmp_path)
-    for options, message in [
+    for words, message in [
         (["--out", "new", "--gammas", "-1"], "--gammas: got -1"),
         (["--out", "new", "--gamma", "1"], "--gamma"),
         (["--out", "new", "--seeds", "0"], "--seeds: got 0"),
@@ -397,13 +359,8 @@ def test_bad_input_leaves_nothing(small, tmp_path, capsys):
         (["--out", "file"], "is a file"),
         (["--out", "bad"], "not a readable study"),
     ]:
-        options[1] = str(tmp_path / options[1])
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["study", *_options(small), *options])
-        error = capsys.readouterr().err
-        assert stop.value.code == 2
-        assert message in error
-        assert error.count("\n") == 1
+        words[1] = str(tmp_path / words[1])
+        assert message in refused("study", *options(small), *words)
     assert _state(tmp_path) == before
 
 
@@ -415,8 +372,7 @@ def test_two_studies_do_not_share_a_folder(small, tmp_path):
 
 
 def test_a_set_without_factors_has_a_page_without_scores(small, tmp_path, monkeypatch):
-    bits = torch.randint(0, 256, (40, 512), dtype=torch.uint8)
-    monkeypatch.setattr(data, "load", lambda *_, **__: Store("bits", bits, (1, 64, 64), True))
+    monkeypatch.setattr(data, "load", lambda *_, **__: bits(40))
     assert study.study(small, tmp_path / "a") == 0
     page = (tmp_path / "a" / "study.html").read_text()
     assert "<h2>KL and TC against reconstruction</h2>" in page
@@ -469,10 +425,9 @@ def plan_for(small, tmp_path, monkeypatch):
         config = dataclasses.replace(
             small, objectives=("factor-vae",), gammas=(1, 2, 3), seeds=2, steps=steps, **settings
         )
-        store = Store("bits", torch.zeros(4, 512, dtype=torch.uint8), (1, 64, 64), True)
         log = tmp_path / "log"
         with Stop() as stop:
-            return study_plan.make_plan(config, tmp_path, expand(config), store, log, stop)
+            return study_plan.make_plan(config, tmp_path, expand(config), bits(4), log, stop)
 
     return plan
 
@@ -514,28 +469,20 @@ def test_a_strategy_that_is_asked_for_is_taken(plan_for):
 def test_the_pilot_measures_and_leaves_nothing(small, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    store = Store("bits", torch.zeros(4, 512, dtype=torch.uint8), (1, 64, 64), True)
     configs = [c for c in expand(small).values() if c.objective == "factor-vae"]
     with Stop() as stop:
-        assert 0 < study_work.step_seconds(configs[:1], store, 0.05, stop) < 1
-        assert 0 < study_work.step_seconds(configs, store, 0.05, stop) < 1
+        assert 0 < study_work.step_seconds(configs[:1], bits(4), 0.05, stop) < 1
+        assert 0 < study_work.step_seconds(configs, bits(4), 0.05, stop) < 1
     assert list(tmp_path.glob("fvae-*")) == []
 
 
 def test_the_pilots_trainers_leave_no_memory_taken(small, tmp_path, monkeypatch):
-    alive, make, emptied = [], Trainer.__init__, []
-
-    def remember(self, *args):
-        make(self, *args)
-        alive.append(weakref.ref(self))
-
-    monkeypatch.setattr(Trainer, "__init__", remember)
+    emptied = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
-    store = Store("bits", torch.zeros(4, 512, dtype=torch.uint8), (1, 64, 64), True)
     configs = [c for c in expand(small).values() if c.objective == "factor-vae"]
-    with Stop() as stop:
-        study_work.step_seconds(configs[:1], store, 0.0, stop)
-        study_work.step_seconds(configs, store, 0.0, stop)
+    with made(Trainer, weakref.ref) as alive, Stop() as stop:
+        study_work.step_seconds(configs[:1], bits(4), 0.0, stop)
+        study_work.step_seconds(configs, bits(4), 0.0, stop)
     assert [trainer() for trainer in alive] == [None, None]
     for device, initialised in (("cpu", True), ("cuda", False)):
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda on=initialised: on)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TOLERANCE
+from shared import assert_close
 from torch.library import opcheck
 
 from fvae import ops
@@ -31,8 +31,7 @@ def test_each_form_of_target(shape, dtype):
         expected = _textbook(wide, x)
         (want,) = torch.autograd.grad(expected, wide)
         torch.testing.assert_close(nll, expected, rtol=1e-5, atol=1e-4)
-        rtol, atol = TOLERANCE[dtype]
-        torch.testing.assert_close(got.float(), want, rtol=rtol, atol=atol)
+        assert_close(got.float(), want, dtype)
         assert got.dtype == dtype
 
 

@@ -2,70 +2,30 @@ import io
 import pickle
 import tracemalloc
 import zipfile
+from functools import partial
 from itertools import product
-from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
+import small
+from small import Trap, binary_images, classes_of, coloured_images, refusal, write_h5
 
 import fvae.data
 from fvae.data import load, load_dsprites_npz
 from fvae.errors import UserError
 
 SIZES = (2, 1, 3, 2, 2)  # a small grid with the layout of dSprites
-CLASSES = np.array([(0, *classes) for classes in product(*map(range, SIZES))])
-IMAGES = np.random.default_rng(0).integers(0, 2, (len(CLASSES), 64, 64), dtype=np.uint8)
+CLASSES = classes_of(*SIZES)
+IMAGES = binary_images(len(CLASSES))
 
 SHAPES3D_SIZES = (2, 1, 2, 2, 1, 3)
-LABELS = np.array(
-    list(product([0.0, 0.1], [0.5], [0.2, 0.9], [0.75, 1.25], [1.0], [-30.0, 0.0, 30.0]))
-)
-COLOURED = np.random.default_rng(1).integers(0, 256, (len(LABELS), 64, 64, 3), dtype=np.uint8)
+VALUES = ([0.0, 0.1], [0.5], [0.2, 0.9], [0.75, 1.25], [1.0], [-30.0, 0.0, 30.0])
+LABELS = np.array(list(product(*VALUES)))
+COLOURED = coloured_images(len(LABELS))
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FVAE_CACHE", str(tmp_path / "cache"))
-
-
-class Trap:
-    """Unpickling this ends the test."""
-
-    def __reduce__(self):
-        return (pytest.fail, ("a pickle from a file was run",))
-
-
-def write_npz(path: Path, **changes: object) -> Path:
-    """A small file laid out as the published one; None leaves a member out."""
-    arrays = {
-        "metadata": np.array(Trap(), dtype=object),
-        "imgs": IMAGES,
-        "latents_classes": CLASSES,
-        "latents_values": CLASSES * 1.0,
-    } | changes
-    np.savez_compressed(path, **{k: v for k, v in arrays.items() if v is not None})
-    return path
-
-
-def write_h5(path: Path, **arrays: np.ndarray) -> Path:
-    with h5py.File(path, "w") as file:
-        for key, array in arrays.items():
-            file[key.replace("__", "/")] = array
-    return path
-
-
-def write_shapes3d(path: Path, **changes: np.ndarray) -> Path:
-    return write_h5(path, **({"images": COLOURED, "labels": LABELS} | changes))
-
-
-def refusal(path: Path | str) -> str:
-    """The one-line message with which load refuses a source."""
-    with pytest.raises(UserError) as caught:
-        load(path)
-    message = str(caught.value)
-    assert "\n" not in message and str(path) in message
-    return message
+pytestmark = pytest.mark.usefixtures("own_cache")
+write_npz = partial(small.write_npz, sizes=SIZES)
+write_shapes3d = partial(small.write_shapes3d, values=VALUES)
 
 
 def test_npz_gives_its_images_and_never_unpickles(tmp_path):

@@ -13,39 +13,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SHAPES, TOLERANCE
+from shared import DEVICE, SHAPES, assert_close, triton_and_reference
 from torch.library import opcheck
 
 from fvae import Philox, ops, philox
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16]
 # Grids stay small in the interpreter: the widest of the shared shapes is for the GPU.
 MATRICES = [*SHAPES, (3, 7, 5)] if DEVICE == "cuda" else [(1, 1), (7, 3), (65, 2), (3, 7, 5)]
 
 
-@pytest.fixture(autouse=True)
-def _outputs_start_as_nan(monkeypatch):
-    """An output that a kernel leaves unwritten must not look right by chance."""
-
-    def poisoned(function):
-        def make(*args, **kwargs):
-            out = function(*args, **kwargs)
-            return out.fill_(torch.nan if out.is_floating_point() else 77)
-
-        return make
-
-    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
-
-
-def _both(name, *args):
-    return [ops.BACKENDS[backend][name](*args) for backend in ("triton", "reference")]
-
-
-def _assert_close(pair, dtype):
-    rtol, atol = TOLERANCE[dtype]
-    torch.testing.assert_close(*pair, rtol=rtol, atol=atol)
+pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 
 
 def _normal(shape, dtype):
@@ -65,7 +43,7 @@ def test_permute_dims(shape, dtype):
     for rng in _keys(shape):
         args = (_normal(shape, dtype), rng.seed, rng.step, rng.lane)
         for name in ("permute_dims", "permute_dims_backward"):
-            got, expected = _both(name, *args)
+            got, expected = triton_and_reference(name, *args)
             assert torch.equal(got, expected)
 
 
@@ -74,7 +52,7 @@ def test_permute_dims_of_many_rows(rows):
     rng = Philox(1, device=DEVICE)
     args = (torch.arange(rows, device=DEVICE).float()[:, None], rng.seed, rng.step, 0)
     for name in ("permute_dims", "permute_dims_backward"):
-        got, expected = _both(name, *args)
+        got, expected = triton_and_reference(name, *args)
         assert torch.equal(got, expected)
 
 
@@ -84,16 +62,18 @@ def test_reparameterize(shape, dtype):
     for rng in _keys(shape):
         mu, logvar = _normal(shape, dtype), _normal(shape, dtype)
         key = (rng.seed, rng.step, rng.lane)
-        _assert_close(_both("reparameterize", mu, logvar, *key), dtype)
+        assert_close(*triton_and_reference("reparameterize", mu, logvar, *key), dtype)
         grad_kl = torch.randn(*shape[:-2], shape[-1], device=DEVICE)
         grads = (_normal(shape, dtype), grad_kl)
-        _assert_close(_both("reparameterize_backward", *grads, mu, logvar, *key), dtype)
+        assert_close(
+            *triton_and_reference("reparameterize_backward", *grads, mu, logvar, *key), dtype
+        )
 
 
 def test_noise_agrees_to_rounding_over_the_whole_circle():
     mu = torch.zeros(3000, 1, device=DEVICE)
     rng = Philox(3, device=DEVICE)
-    got, expected = _both("reparameterize", mu, mu, rng.seed, rng.step, 0)
+    got, expected = triton_and_reference("reparameterize", mu, mu, rng.seed, rng.step, 0)
     torch.testing.assert_close(got[0], expected[0], rtol=2e-6, atol=2e-6)
     words = philox.words(rng.seed, rng.step, philox.Stream.NOISE, 3000)
     assert torch.bincount(words[1::2] >> 29, minlength=8).min() > 100  # every octant is met
@@ -103,9 +83,9 @@ def test_noise_agrees_to_rounding_over_the_whole_circle():
 @pytest.mark.parametrize("rows", [1, 7, 65, 1500])
 def test_logit_ratio(rows, dtype):
     z, perm = _normal((rows, 2), dtype) * 20, _normal((rows, 2), dtype) * 20
-    _assert_close(_both("logit_ratio", z, perm), torch.float32)
-    stacked = _both("logit_ratio", torch.stack((z, perm)), torch.stack((perm, z)))
-    _assert_close(stacked, torch.float32)
+    assert_close(*triton_and_reference("logit_ratio", z, perm), torch.float32)
+    stacked = triton_and_reference("logit_ratio", torch.stack((z, perm)), torch.stack((perm, z)))
+    assert_close(*stacked, torch.float32)
 
 
 def _target(form, logits):
@@ -125,14 +105,14 @@ def _target(form, logits):
 def test_bernoulli_nll(shape, dtype, form):
     logits = _normal(shape, dtype) * 20
     target = _target(form, logits)
-    _assert_close(_both("bernoulli_nll", logits, target), dtype)
+    assert_close(*triton_and_reference("bernoulli_nll", logits, target), dtype)
     # The counter of finished programs is ready for the next launch.
-    _assert_close(_both("bernoulli_nll", logits, target), dtype)
+    assert_close(*triton_and_reference("bernoulli_nll", logits, target), dtype)
 
 
 def test_bernoulli_nll_of_channels_last_keeps_the_layout():
     logits = _normal((2, 3, 8, 8), torch.float32).contiguous(memory_format=torch.channels_last)
-    got, expected = _both("bernoulli_nll", logits, _target("bits", logits))
+    got, expected = triton_and_reference("bernoulli_nll", logits, _target("bits", logits))
     torch.testing.assert_close(got, expected)
     assert got[1].stride() == logits.stride()
 
@@ -146,22 +126,22 @@ def test_gather_batch(binary, shape, dtype):
     data = torch.randint(0, 256, (37, count), dtype=torch.uint8, device=DEVICE)
     for rng in (Philox(4, step=3, device=DEVICE), Philox([4, 9], device=DEVICE)):
         args = (data, list(shape), binary, 7, rng.seed, rng.step, 1, dtype)
-        got, expected = _both("gather_batch", *args)
+        got, expected = triton_and_reference("gather_batch", *args)
         assert torch.equal(got[1], expected[1])
-        _assert_close((got[0], expected[0]), dtype)
+        assert_close(got[0], expected[0], dtype)
 
 
 def test_non_contiguous_input():
     rng = Philox(1, device=DEVICE)
     key = (rng.seed, rng.step, 0)
     mu, logvar = _normal((7, 10), torch.float32).chunk(2, dim=1)
-    _assert_close(_both("reparameterize", mu, logvar, *key), torch.float32)
+    assert_close(*triton_and_reference("reparameterize", mu, logvar, *key), torch.float32)
     z = _normal((4, 7), torch.float32).t()
-    _assert_close(_both("permute_dims", z, *key), torch.float32)
+    assert_close(*triton_and_reference("permute_dims", z, *key), torch.float32)
     logits = _normal((2, 7), torch.float32).t()
-    _assert_close(_both("logit_ratio", logits, logits.flip(0)), torch.float32)
+    assert_close(*triton_and_reference("logit_ratio", logits, logits.flip(0)), torch.float32)
     images = _normal((3, 1, 8, 16), torch.float32)[..., ::2]
-    _assert_close(_both("bernoulli_nll", images, images > 0), torch.float32)
+    assert_close(*triton_and_reference("bernoulli_nll", images, images > 0), torch.float32)
 
 
 def test_public_ops_take_the_backend_and_its_gradient():

@@ -1,21 +1,15 @@
-from math import prod
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from shared import GRIDS, HOST_BACKENDS, SIZES, assert_close, drawn_codes, needs_extension
 from torch.library import opcheck
 
 from fvae import Philox, ops
 from fvae.ops import reference
 
-SIZES = (3, 4, 5)
-needs_extension = pytest.mark.skipif(
-    "cpp" not in ops.BACKENDS, reason=f"no extension: {ops.EXTENSION_ERROR}"
-)
 
-
-@pytest.mark.parametrize("backend", [b for b in ("reference", "cpp") if b in ops.BACKENDS])
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
 @pytest.mark.parametrize("balanced", [True, False])
 def test_equals_a_plain_loop(backend, balanced):
     codes, rng = torch.randn(60, 6), Philox(3)
@@ -44,20 +38,15 @@ def test_chunks_do_not_change_the_result(monkeypatch):
 
 @needs_extension
 @given(
-    sizes=st.lists(st.integers(2, 7), min_size=1, max_size=4),
-    models=st.integers(1, 3),
-    dims=st.integers(1, 40),
+    **GRIDS,
     points=st.integers(1, 100),
     pairs=st.integers(1, 100),
     balanced=st.booleans(),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
-    seed=st.integers(0, 2**64 - 1),
 )
 def test_extension_agrees_with_the_reference(
     sizes, models, dims, points, pairs, balanced, dtype, seed
 ):
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    codes = (torch.randn(models, prod(sizes), dims, generator=generator) + 100).to(dtype)
+    codes, _ = drawn_codes(sizes, models, dims, dtype, seed, mean=100)
     (x, k), (expected, factors) = (
         ops.pair_features(
             codes, sizes, points=points, pairs=pairs, rng=Philox(seed).at_lane(1),
@@ -67,7 +56,7 @@ def test_extension_agrees_with_the_reference(
     )  # fmt: skip
     assert torch.equal(k, factors)
     assert x.dtype == torch.float32
-    torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-6)
+    assert_close(x, expected, torch.float32)
 
 
 def test_opcheck():

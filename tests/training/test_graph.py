@@ -8,56 +8,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from shared import DEVICE, HostTraffic
+from small import NETS, bits, layers, trainer_of
 
 from fvae.config import TrainConfig
-from fvae.data import LayeredStore, Store
 from fvae.training.graph import WARM_UP, StepGraph, _side_stream
-from fvae.training.stacked import StackedTrainer
-from fvae.training.trainer import Trainer, make_trainer
+from fvae.training.trainer import Trainer
 
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no GPU: the graphed step is not tried"
 )
 
 
-class _HostTraffic(TorchDispatchMode):
-    """Record what a graph cannot hold: a value read by the host, a constant made on the host."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        if name in ("_local_scalar_dense", "lift_fresh", "nonzero", "equal", "is_nonzero"):
-            self.found.append(name)
-        return function(*args, **(kwargs or {}))
-
-
-def bits(images: int) -> Store:
-    data = torch.randint(0, 256, (images, 512), dtype=torch.uint8)
-    return Store("bits", data, (1, 64, 64), True, (), ())
-
-
-def layers(images: int) -> Store:
-    """Images made on demand from two parts of five colours each."""
-    data = torch.randint(0, 128, (images // 25 * 10, 4096), dtype=torch.uint8)
-    sizes = (5, 5, images // 25)
-    return LayeredStore("layers", data, (1, 64, 64), False, ("a", "b", "c"), sizes, parts=2)
-
-
-def _trainer(config, store, models):
-    if models == 1:
-        return make_trainer(config, store)
-    configs = [dataclasses.replace(config, seed=m, gamma=m + 1.0) for m in range(models)]
-    return StackedTrainer(configs, store, models)
-
-
 SMALL = TrainConfig(
-    device="cuda" if torch.cuda.is_available() else "cpu", precision="fp32", batch_size=2,
-    latent_dim=2, disc_units=8, conv_channels=(4, 4, 4, 4), hidden_units=8, warmup_steps=5,
-    critic_steps=2, graph=False,
+    device=DEVICE, precision="fp32", batch_size=2, latent_dim=2, disc_units=8, warmup_steps=5,
+    critic_steps=2, graph=False, **NETS,
 )  # fmt: skip
 GANS = ("infogan", "infowgan-gp")
 STEPS = [(objective, m) for objective in ("vae", "beta-vae", "factor-vae") for m in (1, 2)]
@@ -73,15 +38,15 @@ def test_a_step_never_waits_for_the_host(objective, backend, store, models):
         SMALL, objective=objective, backend=backend,
         categorical_sizes=(3, 2) if objective in GANS else (),
     )  # fmt: skip
-    trainer = _trainer(config, store(50), models)
+    trainer = trainer_of(config, store(50), models)
     trainer.step()
-    with _HostTraffic() as traffic:
+    with HostTraffic() as traffic:
         trainer.step()
     assert traffic.found == []
 
 
 def test_the_probe_sees_host_traffic():
-    with _HostTraffic() as traffic:
+    with HostTraffic() as traffic:
         torch.ones(2).sum().item()
         torch.tensor([1.0, 2.0])
     assert traffic.found == ["_local_scalar_dense", "lift_fresh"]
@@ -93,7 +58,7 @@ def test_a_trainer_goes_when_its_last_user_does(objective, models):
     gc.collect()
     gc.disable()
     try:
-        trainer = _trainer(dataclasses.replace(SMALL, objective=objective), bits(50), models)
+        trainer = trainer_of(dataclasses.replace(SMALL, objective=objective), bits(50), models)
         trainer.step()
         gone = weakref.ref(trainer)
         weight = weakref.ref(next(iter(trainer._parameters().values())))
@@ -197,8 +162,8 @@ def test_graph_equals_eager(objective, precision, store, models, backend):
         objective=objective, device="cuda", precision=precision, disc_units=64, warmup_steps=20,
         backend=backend, critic_steps=2,
     )  # fmt: skip
-    graphed = _trainer(config, store, models)
-    eager = _trainer(dataclasses.replace(config, graph=False), store, models)
+    graphed = trainer_of(config, store, models)
+    eager = trainer_of(dataclasses.replace(config, graph=False), store, models)
     for _ in range(12):
         a, b = graphed.step(), eager.step()
         for name in b:

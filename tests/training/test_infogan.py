@@ -5,39 +5,32 @@ import math
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from test_cli import _fvae
-from test_train import Killed, _assert_equal, _log, _run
+from small import (
+    NETS,
+    SMALL_OPTIONS,
+    assert_a_killed_run_resumes_to_the_same,
+    command,
+    log,
+    photographs,
+    refused,
+    run,
+)
 from torch import nn
 
 import fvae
 from fvae.config import TrainConfig
-from fvae.data import Store
 from fvae.models.infogan import Codes, InfoGAN
 from fvae.philox import Philox
-from fvae.training import checkpoint, loop
+from fvae.training import checkpoint
 from fvae.training import infogan as losses
 from fvae.training.trainer import make_trainer
 
 GANS = ("infogan", "infowgan-gp")
-TINY = {"conv_channels": (4, 4, 4, 4), "hidden_units": 8}
 SMALL = TrainConfig(
     objective="infowgan-gp", steps=12, batch_size=3, latent_dim=4, categorical_sizes=(3, 2),
     critic_steps=2, device="cpu", precision="fp32", checkpoint_every=5, log_every=4,
-    learning_rate=1e-3, disc_learning_rate=1e-3, **TINY,
+    learning_rate=1e-3, disc_learning_rate=1e-3, **NETS,
 )  # fmt: skip
-OPTIONS = [
-    "--batch-size", "3", "--latent-dim", "4", "--conv-channels", "4", "4", "4", "4",
-    "--hidden-units", "8", "--device", "cpu", "--critic-steps", "2", "--log-every", "5",
-]  # fmt: skip
-
-
-@pytest.fixture
-def store():
-    data = torch.randint(0, 256, (40, 512), dtype=torch.uint8)
-    return Store("bits", data, (1, 64, 64), True, (), ())
-
-
 # --- the gradient penalty -------------------------------------------------------------------------
 
 
@@ -55,7 +48,7 @@ def test_a_linear_critic_is_penalised_by_its_norm_alone(norm):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_penalty_and_its_gradient_are_those_of_a_double_backward(channels):
-    critic = InfoGAN(channels, 2, 1, (), **TINY).critic.double()
+    critic = InfoGAN(channels, 2, 1, (), **NETS).critic.double()
     x, fake = torch.rand(2, 5, channels, 64, 64).double()
     u = torch.rand(5).double()
     weights = [layer.weight for layer in critic.penalised() if hasattr(layer, "weight")]
@@ -89,7 +82,7 @@ def test_a_layer_of_unknown_slope_is_refused():
 
 def test_bound_of_a_gaussian_q_is_exact():
     # c uniform in [-1, 1] on a fine grid, Q(c|x) = N(c + delta, sigma^2): log Q is a constant.
-    model = InfoGAN(1, 2, 1, (), **TINY)
+    model = InfoGAN(1, 2, 1, (), **NETS)
     c = torch.linspace(-1, 1, 64)[:, None].repeat(1, 2)
     codes = Codes(c, torch.zeros(64, 1), torch.zeros(64, 0, dtype=torch.int64))
     delta, sigma = 0.2, 0.5
@@ -102,7 +95,7 @@ def test_bound_of_a_gaussian_q_is_exact():
 
 
 def test_bound_of_categories_is_the_entropy_when_q_is_sure_and_zero_when_it_knows_nothing():
-    model = InfoGAN(1, 1, 0, (3, 5), **TINY)
+    model = InfoGAN(1, 1, 0, (3, 5), **NETS)
     codes = model.draw(30, Philox(0))
     flat = dataclasses.replace(codes, continuous=torch.zeros(30, 1))
     gaussian = torch.tensor([0.0, math.log(4 / (2 * math.pi))]).repeat(30, 1)  # density 1/2 at 0
@@ -115,7 +108,7 @@ def test_bound_of_categories_is_the_entropy_when_q_is_sure_and_zero_when_it_know
 
 
 def test_information_of_an_ignored_code_is_zero():
-    model = InfoGAN(1, 2, 1, (), **TINY)
+    model = InfoGAN(1, 2, 1, (), **NETS)
     mu = torch.stack((torch.linspace(-1, 1, 100), torch.full((100,), 0.3)), 1)
     information = model.information(mu, torch.full_like(mu, math.log(0.01)))
     variance = mu[:, 0].double().var(correction=0)
@@ -124,7 +117,7 @@ def test_information_of_an_ignored_code_is_zero():
 
 
 def test_codes_come_from_their_priors():
-    model = InfoGAN(1, 3, 2, (4,), **TINY)
+    model = InfoGAN(1, 3, 2, (4,), **NETS)
     n = 20_000
     codes = model.draw(n, Philox(1))
     uniform = torch.cat((codes.continuous, codes.noise), 1)
@@ -177,19 +170,8 @@ def test_each_player_is_updated_alone(objective, store, monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_resumed_run_is_the_uninterrupted_one(objective, precision, store, tmp_path):
     config = dataclasses.replace(SMALL, objective=objective, precision=precision, warmup_steps=8)
-    whole = _run(config, store, tmp_path / "a")
+    whole = assert_a_killed_run_resumes_to_the_same(config, store, tmp_path)
     assert all(t.isfinite().all() for t in whole.values())
-
-    def kill(step):
-        if step == 9:
-            raise Killed
-
-    with pytest.raises(Killed):
-        _run(config, store, tmp_path / "b", on_step=kill)
-    assert int(load_file(tmp_path / "b" / checkpoint.NAME)["rng.step"]) == 5
-    loop.train(TrainConfig.from_file(tmp_path / "b/config.json"), store, tmp_path / "b")
-    _assert_equal(whole, load_file(tmp_path / "b" / checkpoint.NAME))
-    assert _log(tmp_path / "a") == _log(tmp_path / "b")
 
 
 def test_the_seed_alone_makes_the_run(store):
@@ -227,8 +209,8 @@ def test_training_raises_the_mutual_information(objective, steps, dsprites, tmp_
         categorical_sizes=(), log_every=20, hidden_units=32, conv_channels=(8, 8, 8, 8),
         mi_weight=10.0,
     )  # fmt: skip
-    _run(config, dsprites, tmp_path / "a")
-    first, *later = [line["mi"] for line in _log(tmp_path / "a")]
+    run(config, dsprites, tmp_path / "a")
+    first, *later = [line["mi"] for line in log(tmp_path / "a")]
     # A Q that knows nothing has -0.35 nats. Seeds 0, 1 and 2 rise by 1.4 to 2.7 (infogan) and 1.6
     # to 2.3 nats (infowgan-gp); the overconfident Q of a small network falls back at times.
     assert max(later) > first + 1
@@ -236,8 +218,8 @@ def test_training_raises_the_mutual_information(objective, steps, dsprites, tmp_
 
 @pytest.mark.parametrize("objective", GANS)
 def test_log_names_the_terms(objective, store, tmp_path):
-    _run(dataclasses.replace(SMALL, objective=objective), store, tmp_path / "a")
-    line = _log(tmp_path / "a")[-1]
+    run(dataclasses.replace(SMALL, objective=objective), store, tmp_path / "a")
+    line = log(tmp_path / "a")[-1]
     if objective == "infogan":
         assert 0 <= line["disc_accuracy"] <= 1
         assert line["disc_loss"] > 0
@@ -248,8 +230,7 @@ def test_log_names_the_terms(objective, store, tmp_path):
 
 
 def test_colour_images_train_and_a_run_gives_its_model_back(tmp_path):
-    data = torch.randint(0, 256, (10, 3 * 4096), dtype=torch.uint8)
-    tensors = _run(SMALL, Store("colour", data, (3, 64, 64), False, (), ()), tmp_path / "a")
+    tensors = run(SMALL, photographs(10), tmp_path / "a")
     model = fvae.load(tmp_path / "a")
     assert torch.equal(model.generator[0].weight, tensors["gan.generator.0.weight"])
     mu, logvar = model.encode(torch.rand(2, 3, 64, 64))
@@ -264,7 +245,7 @@ def test_colour_images_train_and_a_run_gives_its_model_back(tmp_path):
 def test_a_vae_of_an_older_configuration_still_loads(store, tmp_path):
     # A checkpoint from before a setting existed.
     config = dataclasses.replace(SMALL, objective="vae", categorical_sizes=())
-    tensors = _run(config, store, tmp_path / "a")
+    tensors = run(config, store, tmp_path / "a")
     old = {k: v for k, v in json.loads(config.to_json()).items() if k != "noise_dim"}
     (tmp_path / "a" / "config.json").write_text(json.dumps(old))
     with pytest.MonkeyPatch.context() as patch:
@@ -276,15 +257,15 @@ def test_a_vae_of_an_older_configuration_still_loads(store, tmp_path):
 # --- the command ----------------------------------------------------------------------------------
 
 
-def test_train_eval_report_traverse(dsprites, capsys, tmp_path):
-    run = tmp_path / "run"
-    status, _, err = _fvae(
-        capsys, "train", "--objective", "infowgan-gp", *OPTIONS, "--steps", "10",
-        "--categorical-sizes", "3", "--out", run,
+def test_train_eval_report_traverse(dsprites, tmp_path):
+    folder = tmp_path / "run"
+    status, _, err = command(
+        "train", "--objective", "infowgan-gp", *SMALL_OPTIONS, "--critic-steps", "2",
+        "--log-every", "5", "--steps", "10", "--categorical-sizes", "3", "--out", folder,
     )  # fmt: skip
     assert status == 0
     assert "mi " in err
-    status, out, _ = _fvae(capsys, "eval", run, "--json", "--device", "cpu")
+    status, out, _ = command("eval", folder, "--json", "--device", "cpu")
     assert status == 0
     result = json.loads(out)
     assert len(result["mutual_information_dims"]) == 4
@@ -293,13 +274,13 @@ def test_train_eval_report_traverse(dsprites, capsys, tmp_path):
     assert result["factor_vae"]["active"] == [True] * 4
     assert np.array(result["factor_vae"]["votes"]).sum() == 800
     assert "no KL" in result["factor_vae"]["note"]
-    assert _fvae(capsys, "report", run)[0] == 0
-    page = (run / "report.html").read_text()
+    assert command("report", folder)[0] == 0
+    page = (folder / "report.html").read_text()
     assert "falling mutual information" in page
     assert "&minus;1 to +1" in page
-    assert _fvae(capsys, "traverse", run)[0] == 0
-    assert (run / "traversal.gif").stat().st_size > 1000
-    assert _fvae(capsys, "train", "--resume", run, "--steps", "12")[0] == 0
+    assert command("traverse", folder)[0] == 0
+    assert (folder / "traversal.gif").stat().st_size > 1000
+    assert command("train", "--resume", folder, "--steps", "12")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -313,9 +294,7 @@ def test_train_eval_report_traverse(dsprites, capsys, tmp_path):
         (("--objective", "wgan"), "--objective"),
     ],
 )
-def test_bad_settings_give_one_line(arguments, message, capsys):
-    status, _, err = _fvae(capsys, "train", "--objective", "infowgan-gp", *arguments)
-    assert status == 2
+def test_bad_settings_give_one_line(arguments, message):
+    err = refused("train", "--objective", "infowgan-gp", *arguments)
     assert err.startswith("fvae: error: ")
-    assert err.count("\n") == 1
     assert message in err

@@ -4,45 +4,25 @@ Steps run on the CPU as a GPU's would, with every launch taken down instead of s
 own function says which compiled kernel each needs.
 """
 
-import dataclasses
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TOLERANCE
-from test_graph import bits, layers
+from shared import DEVICE, assert_close, run_program, triton_and_reference
+from small import NETS, bits, layers, photographs, trainer_of
 
-from fvae import kernels, ops
+from fvae import kernels
 from fvae.config import TrainConfig
-from fvae.data import Store
 from fvae.kernels import counters, report, tiles
 from fvae.kernels.launch import planned
 from fvae.philox import Philox
-from fvae.training.stacked import StackedTrainer
-from fvae.training.trainer import Trainer
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OBJECTIVES, PRECISIONS = ("vae", "beta-vae", "factor-vae"), ("fp32", "bf16")
 
 
-def photographs(images: int) -> Store:
-    data = torch.randint(0, 256, (images, 3 * 4096), dtype=torch.uint8)
-    return Store("photographs", data, (3, 64, 64), False, (), ())
-
-
-class _CountersOfAGPU(counters.Counters):
-    """The counters of a GPU, in the memory of the CPU."""
-
-    def _zeros(self, count):
-        return torch.zeros(count, dtype=torch.int32)
-
-
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu(monkeypatch, counters_of_a_gpu):
     """A function that sets the current stream; None while a graph is recorded."""
     autocast, empty, stream = torch.autocast, torch.empty, [0]
 
@@ -54,7 +34,7 @@ def gpu(monkeypatch):
 
     monkeypatch.setattr(torch, "autocast", on_cpu)
     monkeypatch.setattr(torch, "empty", zeros)
-    mine = {torch.device("cpu"): _CountersOfAGPU(torch.device("cuda"))}
+    mine = {torch.device("cpu"): counters_of_a_gpu()}
     monkeypatch.setattr(counters, "_COUNTERS", mine)
     monkeypatch.setattr(counters, "current_stream", lambda device: stream[0])
     return lambda number: stream.__setitem__(0, number)
@@ -63,14 +43,9 @@ def gpu(monkeypatch):
 def _trainer(objective, precision, store, models, batch_size=64):
     config = TrainConfig(
         objective=objective, device="cpu", precision=precision, backend="triton",
-        batch_size=batch_size, disc_units=8, disc_hidden_layers=1,
-        conv_channels=(4, 4, 4, 4), hidden_units=8,
+        batch_size=batch_size, disc_units=8, disc_hidden_layers=1, **NETS,
     )  # fmt: skip
-    if models == 1:
-        trainer = Trainer(config, store)
-    else:
-        configs = [dataclasses.replace(config, seed=m) for m in range(models)]
-        trainer = StackedTrainer(configs, store, models)
+    trainer = trainer_of(config, store, models)
     trainer.device = torch.device("cuda")
     trainer._update = trainer.optimizer.zero_grad  # PyTorch's own kernels: none of ours
     return trainer
@@ -126,10 +101,7 @@ def test_a_key_tells_what_triton_compiles_anew():
 
 
 def test_every_integer_may_need_64_bits():
-    done = subprocess.run(
-        [sys.executable, Path(__file__).parent / "wide_integers.py"],
-        env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run_program(Path(__file__).parent / "wide_integers.py", TRITON_INTERPRET="0")
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) > 80
 
@@ -149,9 +121,7 @@ def test_every_lane_draws_what_the_reference_draws(lane):
         ("reparameterize_backward", x, kl, x, x, *key),
         ("gather_batch", store, [4, 1, 1], False, 3, *key, torch.float32),
     ):
-        got, expected = (ops.BACKENDS[backend][name](*args) for backend in ("triton", "reference"))
-        rtol, atol = TOLERANCE[torch.float32]
-        torch.testing.assert_close(got, expected, rtol=rtol, atol=atol)
+        assert_close(*triton_and_reference(name, *args), torch.float32)
 
 
 def test_sizes_that_do_not_fit_are_refused():
@@ -202,6 +172,4 @@ def test_elements_far_apart():
         ("permute_dims", x, *key),
         ("logit_ratio", x, x.flip(0)),
     ):
-        got, expected = (ops.BACKENDS[backend][name](*args) for backend in ("triton", "reference"))
-        rtol, atol = TOLERANCE[args[0].dtype]
-        torch.testing.assert_close(got, expected, rtol=rtol, atol=atol)
+        assert_close(*triton_and_reference(name, *args), args[0].dtype)

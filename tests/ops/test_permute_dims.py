@@ -2,9 +2,9 @@ import itertools
 
 import pytest
 import torch
-from conftest import SHAPES
 from hypothesis import given
 from hypothesis import strategies as st
+from shared import SHAPES
 from torch.library import opcheck
 
 from fvae import Philox, ops

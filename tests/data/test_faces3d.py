@@ -1,37 +1,18 @@
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small import Trap, refusal
 
 from fvae.data import load, load_faces3d_pth
-from fvae.errors import UserError
 
 IMAGES = torch.from_numpy(
     np.random.default_rng(0).integers(0, 256, (2, 3, 2, 2, 64, 64), dtype=np.uint8)
 )
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FVAE_CACHE", str(tmp_path / "cache"))
-
-
-class Trap:
-    """Unpickling this ends the test."""
-
-    def __reduce__(self):
-        return (pytest.fail, ("a pickle from a file was run",))
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        load(path)
-    message = str(caught.value)
-    assert "\n" not in message and str(path) in message
-    assert "weights_only" not in message
-    return message
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.mark.parametrize("zipped", [True, False])

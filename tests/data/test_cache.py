@@ -1,19 +1,19 @@
-import multiprocessing
 import os
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from shared import full_disk
+from small import two_at_once
 
 from fvae.data import Store, cache_entries, cache_folder
 from fvae.data.cache import cached
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("FVAE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def folder(own_cache):
+    return own_cache
 
 
 def small(seed: int = 0) -> Store:
@@ -113,10 +113,7 @@ def test_an_interrupted_write_leaves_no_file(folder, monkeypatch):
 
 
 def test_a_full_disk_costs_only_the_cache(folder, monkeypatch, capsys):
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full_disk)
     assert same(cached("key", small), small())
     assert list(folder.iterdir()) == []
     message = capsys.readouterr().err
@@ -145,13 +142,6 @@ def build_and_compare(barrier) -> None:
 
 
 def test_two_processes_at_once_do_not_disturb_each_other(folder):
-    context = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
-    barrier = context.Barrier(2)
-    workers = [context.Process(target=build_and_compare, args=(barrier,)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    two_at_once(build_and_compare)
     assert len(list(folder.iterdir())) == 20
     assert same(cached("key-7", never), small())

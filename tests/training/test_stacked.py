@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import os
 import signal
 
@@ -8,10 +7,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from shared import assert_equal, disk_full_after
+from small import (
+    SMALL,
+    Killed,
+    assert_same_run,
+    checkpoints_noted,
+    kill_at,
+    log,
+    made,
+    photographs,
+    signal_at,
+    step_of,
+    tensors,
+)
 
 import fvae
-from fvae.config import TrainConfig
-from fvae.data import Store
 from fvae.errors import UserError
 from fvae.models import vae as nets
 from fvae.models.stacked import StackedVAE, stack
@@ -19,18 +30,6 @@ from fvae.philox import Philox
 from fvae.training import checkpoint, loop, stacked
 from fvae.training.trainer import Trainer
 from fvae.training.two_players import two_players
-
-SMALL = TrainConfig(
-    steps=12, batch_size=3, latent_dim=4, disc_units=8, disc_hidden_layers=2,
-    conv_channels=(4, 4, 4, 4), hidden_units=8, device="cpu", precision="fp32",
-    checkpoint_every=5, log_every=4, learning_rate=1e-3,
-)  # fmt: skip
-
-
-@pytest.fixture
-def store():
-    data = torch.randint(0, 256, (40, 512), dtype=torch.uint8)
-    return Store("bits", data, (1, 64, 64), True, (), ())
 
 
 def _group(objective="factor-vae", **changes):
@@ -53,21 +52,6 @@ def _run(configs, store, folder, **callbacks):
     return runs, number
 
 
-def _tensors(run):
-    return load_file(run / checkpoint.NAME)
-
-
-def _log(run):
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-
-
-def _assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
 def _assert_close(a, b, tolerance=1e-4):
     """Relative to each tensor's largest entry, or 1e-6 where that is less."""
     assert a.keys() == b.keys()
@@ -80,18 +64,6 @@ def _assert_close(a, b, tolerance=1e-4):
             assert torch.equal(a[name], value), name
 
 
-class Killed(Exception):
-    pass
-
-
-def _kill_at(last):
-    def kill(step):
-        if step == last:
-            raise Killed
-
-    return kill
-
-
 @pytest.mark.parametrize("group", [1, 3], ids=["a convolution a model", "one convolution"])
 @pytest.mark.parametrize("objective", ["beta-vae", "factor-vae"])
 def test_a_hundred_steps_are_those_of_each_model_alone(objective, group, store):
@@ -100,7 +72,7 @@ def test_a_hundred_steps_are_those_of_each_model_alone(objective, group, store):
         configs[0] = dataclasses.replace(configs[0], objective="vae")
     together = stacked.StackedTrainer(configs, store, group)
     alone = [Trainer(c, store) for c in configs]
-    check = _assert_equal if group == 1 else _assert_close
+    check = assert_equal if group == 1 else _assert_close
     for _ in range(100):
         terms = together.step()
         for m, trainer in enumerate(alone):
@@ -119,8 +91,7 @@ def test_run_folders_are_those_of_each_model_alone(objective, store, tmp_path):
     for config, ours, run in zip(configs, runs, alone, strict=True):
         loop.train(config, store, run)
         assert {p.name for p in ours.iterdir()} == {p.name for p in run.iterdir()}
-        _assert_equal(_tensors(ours), _tensors(run))
-        assert _log(ours) == _log(run)
+        assert_same_run(ours, run)
         x = torch.rand(2, 1, 64, 64)
         torch.testing.assert_close(fvae.load(ours).encode(x), fvae.load(run).encode(x))
     assert [(m, line["step"]) for m, line in seen] == [(m, s) for s in (4, 8, 12) for m in range(3)]
@@ -129,8 +100,7 @@ def test_run_folders_are_those_of_each_model_alone(objective, store, tmp_path):
 def test_one_model_is_a_run(store, tmp_path):
     runs, _ = _run([SMALL], store, tmp_path / "a")
     loop.train(loop.create_run(SMALL, tmp_path / "b"), store, tmp_path / "b")
-    _assert_equal(_tensors(runs[0]), _tensors(tmp_path / "b"))
-    assert _log(runs[0]) == _log(tmp_path / "b")
+    assert_same_run(runs[0], tmp_path / "b")
 
 
 @pytest.mark.parametrize("objective", ["vae", "factor-vae"])
@@ -139,29 +109,22 @@ def test_a_resumed_group_is_the_uninterrupted_one(objective, precision, store, t
     configs = _group(objective, precision=precision)
     whole, _ = _run(configs, store, tmp_path / "a")
     with pytest.raises(Killed):
-        _run(configs, store, tmp_path / "b", on_step=_kill_at(9))
+        _run(configs, store, tmp_path / "b", on_step=kill_at(9))
     runs = [tmp_path / "b" / run.name for run in whole]
-    assert {int(_tensors(run)["rng.step"]) for run in runs} == {5}
+    assert {step_of(run) for run in runs} == {5}
     stacked.train(configs, store, runs)
     for a, b in zip(whole, runs, strict=True):
-        _assert_equal(_tensors(a), _tensors(b))
-        assert _log(a) == _log(b)
+        assert_same_run(a, b)
 
 
-def test_a_group_saves_at_one_step_once_a_minute(store, tmp_path, monkeypatch):
-    now, saves, save = [0.0], [], checkpoint.save
-    monkeypatch.setattr(checkpoint, "clock", lambda: now[0])
+def test_a_group_saves_at_one_step_once_a_minute(store, tmp_path):
+    with checkpoints_noted() as noted:
 
-    def noted(run, tensors, config, name):
-        saves.append((run.name, int(tensors["rng.step"])))
-        save(run, tensors, config, name)
+        def tick(step):
+            noted.now += 13.0
 
-    def tick(step):
-        now[0] += 13.0
-
-    monkeypatch.setattr(checkpoint, "save", noted)
-    _run(_group(checkpoint_every=None), store, tmp_path / "a", on_step=tick)
-    assert saves == [(str(m), step) for step in (0, 5, 10, 12) for m in range(3)]
+        _run(_group(checkpoint_every=None), store, tmp_path / "a", on_step=tick)
+    assert noted.saved == [(str(m), step) for step in (0, 5, 10, 12) for m in range(3)]
 
 
 def test_a_kill_between_two_replacements_leaves_one_step(store, tmp_path, monkeypatch):
@@ -181,33 +144,24 @@ def test_a_kill_between_two_replacements_leaves_one_step(store, tmp_path, monkey
         _run(configs, store, tmp_path / "b")
     monkeypatch.setattr(os, "replace", replace)
     runs = [tmp_path / "b" / run.name for run in whole]
-    assert [int(_tensors(run)["rng.step"]) for run in runs] == [10, 5, 5]
+    assert [step_of(run) for run in runs] == [10, 5, 5]
     steps = []
     stacked.train(configs, store, runs, on_step=steps.append)
     assert steps == [11, 12]
     for a, b in zip(whole, runs, strict=True):
-        _assert_equal(_tensors(a), _tensors(b))
+        assert_equal(tensors(a), tensors(b))
         assert {p.name for p in b.iterdir()} == {p.name for p in a.iterdir()}
 
 
 def test_a_full_disk_leaves_all_old_checkpoints(store, tmp_path, monkeypatch):
-    calls = []
-    fsync = os.fsync
-
-    def full(handle):
-        calls.append(handle)
-        if len(calls) == 2:  # the first run's new checkpoint is written, the second's is not
-            raise OSError(28, "No space left on device")
-        fsync(handle)
-
     def fill(step):
-        if step == 8:
-            monkeypatch.setattr(os, "fsync", full)
+        if step == 8:  # the first run's new checkpoint is written, the second's is not
+            monkeypatch.setattr(os, "fsync", disk_full_after(1))
 
     with pytest.raises(OSError, match="No space"):
         _run(_group(), store, tmp_path / "a", on_step=fill)
     for run in (tmp_path / "a").iterdir():
-        assert int(_tensors(run)["rng.step"]) == 5
+        assert step_of(run) == 5
         assert {p.name for p in run.iterdir()} == {"config.json", "log.jsonl", checkpoint.NAME}
 
 
@@ -219,14 +173,14 @@ def test_checkpoints_are_interchangeable(store, tmp_path):
     whole, _ = _run(configs, store, tmp_path / "whole")
     for config, run, expected in zip(configs, runs, whole, strict=True):
         loop.train(config, store, run)
-        _assert_equal(_tensors(run), _tensors(expected))
+        assert_equal(tensors(run), tensors(expected))
     # Alone, then stacked.
     short, runs = _create(short, tmp_path / "b")
     for config, run in zip(short, runs, strict=True):
         loop.train(config, store, run)
     stacked.train(configs, store, runs)
     for run, expected in zip(runs, whole, strict=True):
-        _assert_equal(_tensors(run), _tensors(expected))
+        assert_equal(tensors(run), tensors(expected))
 
 
 def test_runs_at_different_steps_are_refused(store, tmp_path):
@@ -234,49 +188,37 @@ def test_runs_at_different_steps_are_refused(store, tmp_path):
     loop.train(dataclasses.replace(configs[1], steps=6), store, runs[1])
     with pytest.raises(UserError, match=r"different steps \(.*0 0, .*1 6, .*2 0\)"):
         stacked.train(configs, store, runs)
-    assert int(_tensors(runs[1])["rng.step"]) == 6
+    assert step_of(runs[1]) == 6
 
 
 def test_a_signal_stops_all_with_a_checkpoint(store, tmp_path):
-    def stop(step):
-        if step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    runs, number = _run(_group(), store, tmp_path, on_step=stop)
+    runs, number = _run(_group(), store, tmp_path, on_step=signal_at(7))
     assert number == signal.SIGTERM
-    assert {int(_tensors(run)["rng.step"]) for run in runs} == {7}
+    assert {step_of(run) for run in runs} == {7}
 
 
-def test_a_diverging_model_leaves_the_others_as_they_are(store, tmp_path, monkeypatch):
+def test_a_diverging_model_leaves_the_others_as_they_are(store, tmp_path):
     configs = _group(steps=20)
     whole, _ = _run(configs, store, tmp_path / "a")
-    trainers = []
-    make = stacked.StackedTrainer.__init__
-
-    def remember(self, *args):
-        make(self, *args)
-        trainers.append(self)
 
     def poison(step):
         if step == 6:
             next(trainers[0].vae.parameters()).data[1].fill_(float("nan"))
 
-    monkeypatch.setattr(stacked.StackedTrainer, "__init__", remember)
-    with pytest.raises(UserError, match=r"^\S*b/1: .*not finite by step 8") as error:
-        _run(configs, store, tmp_path / "b", on_step=poison)
+    with made(stacked.StackedTrainer) as trainers:
+        with pytest.raises(UserError, match=r"^\S*b/1: .*not finite by step 8") as error:
+            _run(configs, store, tmp_path / "b", on_step=poison)
     assert "b/0" not in str(error.value) and "b/2" not in str(error.value)
     for m in (0, 2):
-        _assert_equal(_tensors(whole[m]), _tensors(tmp_path / "b" / str(m)))
-        assert _log(whole[m]) == _log(tmp_path / "b" / str(m))
-    kept = _tensors(tmp_path / "b/1")
+        assert_same_run(whole[m], tmp_path / "b" / str(m))
+    kept = tensors(tmp_path / "b/1")
     assert int(kept["rng.step"]) == 5
     assert all(t.isfinite().all() for t in kept.values())
-    assert [line["step"] for line in _log(tmp_path / "b/1")] == [4]
+    assert [line["step"] for line in log(tmp_path / "b/1")] == [4]
 
 
 def test_colour_images_train(tmp_path):
-    data = torch.randint(0, 256, (10, 3 * 4096), dtype=torch.uint8)
-    colour = Store("colour", data, (3, 64, 64), False, (), ())
+    colour = photographs(10)
     for group in (1, 3):
         together = stacked.StackedTrainer(_group(), colour, group)
         terms = together.step()
