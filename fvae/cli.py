@@ -354,7 +354,7 @@ def _traverse(command: Traverse) -> int:
 
 def _study(command: Study) -> int:
     from fvae.device import keep_freed_memory
-    from fvae.study import study
+    from fvae.study.study import study
 
     if command.backend is not None:
         _check_backend(command.backend, command.device)
