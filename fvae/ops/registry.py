@@ -2,17 +2,17 @@
 
 Each op is registered once as ``torch.ops.fvae.<name>`` with a schema and a fake; the reference
 implementation serves every device, and a faster backend registers itself for the devices it serves.
+The extension may do that late: its first use builds it where it is missing.
 """
 
-import importlib
 import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fvae.ops import reference
+from fvae.ops.extension import Part
 
 #: Registered op name -> schema.
 SCHEMAS = {
@@ -72,16 +72,6 @@ BACKENDS: dict[str, dict[str, Callable]] = {
 if importlib.util.find_spec("triton"):
     BACKENDS["triton"] = {name: _triton(name) for name in SCHEMAS if name not in METRICS}
 
-#: The library that owns the ops' schemas and fakes.
-LIBRARY = torch.library.Library("fvae", "DEF")
-for _name, _schema in SCHEMAS.items():
-    # The outputs never alias an input and nothing is mutated: tagged so for the compiler.
-    LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(_name, BACKENDS["reference"][_name], "CompositeExplicitAutograd")
-for _name, _run in BACKENDS.get("triton", {}).items():
-    LIBRARY.impl(_name, _run, "CUDA")
-
-
 _DEVICE_OF = {"triton": "cuda", "cuda": "cuda", "cpp": "cpu"}
 
 
@@ -99,30 +89,77 @@ def _extension(name: str, backend: str) -> Callable:
     return run
 
 
-def _load(module: str) -> str | None:
-    """Import a part of the extension, which registers its ops; return why it is absent, or None."""
-    try:
-        importlib.import_module(f"fvae.{module}")
-    except ImportError as error:
-        # Left by a build that failed: it knows more than "No module named".
-        note = Path(__file__).parents[1] / f"{module}.not_built.txt"
-        return note.read_text().strip() if note.exists() else str(error)
-    return None
+def _part(module: str, language: str, seconds: int, backend: str) -> Part:
+    """Return a part of the extension, which is listed among the backends once it is loaded."""
+
+    def loaded() -> None:
+        BACKENDS[backend] = {name: _extension(name, backend) for name in METRICS}
+
+    return Part(module, language, seconds, loaded)
 
 
-#: Why the C++ ops are not there; None where they are.
-EXTENSION_ERROR: str | None = _load("_C")
-#: Why the CUDA ops are not there; None where they are, and where PyTorch is not a CUDA build.
-CUDA_EXTENSION_ERROR: str | None = _load("_C_cuda") if torch.version.cuda else None
+#: Device type -> the part of the extension that serves it.
+_PARTS = {"cpu": _part("_C", "C++", 30, "cpp")}
+if torch.version.cuda:
+    _PARTS["cuda"] = _part("_C_cuda", "CUDA", 60, "cuda")
 
-if EXTENSION_ERROR is None:
-    BACKENDS["cpp"] = {name: _extension(name, "cpp") for name in METRICS}
-if torch.version.cuda and CUDA_EXTENSION_ERROR is None:
-    BACKENDS["cuda"] = {name: _extension(name, "cuda") for name in METRICS}
+
+def extension_error(device_type: str) -> str | None:
+    """Return why the extension's ops are not there for a device type, or None. Builds nothing.
+
+    None where they are, and for device types that the extension never serves: those but "cpu" and,
+    where PyTorch is a CUDA build, "cuda". ``NOT_YET`` where nothing is known to be in the way.
+    """
+    part = _PARTS.get(device_type)
+    return part.error() if part else None
+
+
+def build_extension(device_type: str = "cpu") -> str | None:
+    """Build the extension's ops for a device type where they are missing, as the first use does.
+
+    Returns why they are not there, or None, as :func:`extension_error`.
+    """
+    part = _PARTS.get(device_type)
+    return part.build() if part else None
+
+
+def _until_built(name: str) -> Callable:
+    """Return an op's reference, whose first call builds the extension and hands over to it."""
+
+    def run(codes: Tensor, *args):
+        part = _PARTS.get(codes.device.type)
+        # Not where the part is loaded, and still does not serve these codes (a sparse tensor).
+        if part and not part.loaded and part.build() is None:
+            return getattr(torch.ops.fvae, name)(codes, *args)
+        return BACKENDS["reference"][name](codes, *args)
+
+    return run
+
+
+#: The library that owns the ops' schemas and fakes.
+LIBRARY = torch.library.Library("fvae", "DEF")
+for _name, _schema in SCHEMAS.items():
+    # The outputs never alias an input and nothing is mutated: tagged so for the compiler.
+    LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _run = _until_built(_name) if _name in METRICS else BACKENDS["reference"][_name]
+    LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
+for _name, _run in BACKENDS.get("triton", {}).items():
+    LIBRARY.impl(_name, _run, "CUDA")
+
+for _installed in _PARTS.values():
+    _installed.load_installed()
+# Also what an earlier process has built. The CUDA part waits until it is asked for: what was built
+# goes by the GPU, and importing this should not wake one.
+extension_error("cpu")
 
 
 def backend_of(op: str, device_type: str) -> str:
-    """Return the name of the backend that ``backend=None`` picks for an op on a device type."""
+    """Return the name of the backend that serves an op on a device type where backend=None.
+
+    Until the extension is built (:func:`extension_error`), its ops are the reference's.
+    """
+    if op in METRICS:
+        extension_error(device_type)  # loads and lists what is built
     for name, implementations in BACKENDS.items():
         if name != "reference" and op in implementations and device_type == _DEVICE_OF[name]:
             return name
@@ -133,7 +170,14 @@ def implementation(name: str, backend: str | None) -> Callable:
     """Return the raw op of a backend, or the dispatcher's op where backend is None."""
     if backend is None:
         return getattr(torch.ops.fvae, name)
+    why = build_extension(_DEVICE_OF[backend]) if _is_extension(name, backend) else None
     if backend not in BACKENDS or name not in BACKENDS[backend]:
         known = ", ".join(b for b, table in BACKENDS.items() if name in table)
-        raise ValueError(f"backend: got {backend!r}, but {name} has {known}")
+        raise ValueError(
+            f"backend: got {backend!r}, but {name} has {known}" + (f" ({why})" if why else "")
+        )
     return BACKENDS[backend][name]
+
+
+def _is_extension(name: str, backend: str) -> bool:
+    return name in METRICS and backend in ("cpp", "cuda")
