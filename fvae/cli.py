@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -147,7 +147,7 @@ def _offer_registered() -> None:
     Eval.__doc__ = f"Score a run on the same codes: {', '.join(m.about for m in METRICS.values())}."
 
 
-def _helped(kind: object, text: str, entries: Registry) -> object:
+def _helped(kind: object, text: str, entries: Registry[Any]) -> object:
     """Return the type of an option whose help text ends with the entries and what they are."""
     named = "; ".join(f"{name}: {entry.about}" for name, entry in entries.items())
     return Annotated[kind, tyro.conf.arg(help=f"{text}{named}.")]
