@@ -153,7 +153,7 @@ def _offer_registered() -> None:
     Eval.__doc__ = f"Score a run on the same codes: {', '.join(m.about for m in METRICS.values())}."
 
 
-def _helped(kind: Any, text: str, entries: Registry) -> Any:
+def _helped(kind: Any, text: str, entries: Registry[Any]) -> Any:
     """Return the type of an option whose help text ends with the entries and what they are."""
     named = "; ".join(f"{name}: {entry.about}" for name, entry in entries.items())
     return Annotated[kind, tyro.conf.arg(help=f"{text}{named}.")]

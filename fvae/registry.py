@@ -120,6 +120,7 @@ class Registry(Mapping[str, Entry]):
         Raises:
             ValueError: there is one of that name.
         """
+        importlib.import_module(self.home)  # the entries of this package come first
         if entry.name in self._entries:
             raise ValueError(f"{self.what}: {entry.name!r} is registered already")
         self._entries[entry.name] = entry

@@ -225,6 +225,7 @@ def test_an_objective_a_metric_and_a_data_set_from_outside(plugins, capsys):
 
     _run(f"{study} {TINY} --strategy one-by-one", capsys)
     rows = list(csv.DictReader(Path("runs/ours/results.csv").open()))
+    assert list(rows[0])[-3:] == ["active", "protocol", "message"]
     names = ["vae-seed0", "squared-kl-beta0.5-seed0", "squared-kl-beta1-seed0"]
     assert [row["run"] for row in rows] == names
     assert {row["status"] for row in rows} == {"done"}

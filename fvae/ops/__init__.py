@@ -54,7 +54,7 @@ EXTENSION_ERROR: str | None
 CUDA_EXTENSION_ERROR: str | None
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> str | None:
     # Both change in a process whose first use builds the extension.
     if name == "EXTENSION_ERROR":
         return extension_error("cpu")

@@ -7,6 +7,7 @@ The extension may do that late: its first use builds it where it is missing.
 
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ METRICS = OPS[-3:]
 def _triton(name: str) -> Callable:
     """Return the Triton launcher of an op; the kernels are imported at its first call."""
 
-    def run(*args):
+    def run(*args: Any) -> Any:
         from fvae import kernels
 
         if any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args):
@@ -79,7 +80,7 @@ def _extension(name: str, backend: str) -> Callable:
     """Return an op of the C++/CUDA extension, which the dispatcher has under its device."""
     device = _DEVICE_OF[backend]
 
-    def run(codes: Tensor, *args):
+    def run(codes: Tensor, *args: Any) -> Any:
         if codes.device.type != device:
             raise ValueError(
                 f"{name}: backend={backend!r} needs {device} tensors, got codes on {codes.device}"
@@ -126,7 +127,7 @@ def build_extension(device_type: str = "cpu") -> str | None:
 def _until_built(name: str) -> Callable:
     """Return an op's reference, whose first call builds the extension and hands over to it."""
 
-    def run(codes: Tensor, *args):
+    def run(codes: Tensor, *args: Any) -> Any:
         part = _PARTS.get(codes.device.type)
         # Not where the part is loaded, and still does not serve these codes (a sparse tensor).
         if part and not part.loaded and part.build() is None:
