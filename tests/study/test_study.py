@@ -24,12 +24,13 @@ from fvae import data, report, study
 from fvae.config import StudyConfig, TrainConfig
 from fvae.errors import UserError
 from fvae.study import plan as study_plan
-from fvae.study import work as study_work
 from fvae.study.grid import expand, setting_of
 from fvae.study.work import Stop, steps_done
 from fvae.training import loop
 from fvae.training.trainer import Trainer
 
+# The module: as an attribute of the package the name is the module's function.
+study_work = sys.modules["fvae.study.work"]
 _WRITE_REPORT = report.write_report
 _COMMON = {
     f.name: getattr(SMALL, f.name)
