@@ -1,15 +1,18 @@
 """A run folder that version 0.1.0 left is scored and resumed to the numbers of that version."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 import torch
 from shared import TESTS
-from small import command, log, step_of, tensors
+from small import log, step_of, tensors
 
 import fvae
 from fvae import drop_in, evaluate
+from fvae.config import TrainConfig
+from fvae.training import loop
 
 OLD = TESTS / "data" / "run-0.1"
 EXPECTED = json.loads((OLD / "expected.json").read_text())
@@ -33,7 +36,8 @@ def test_its_scores_are_the_same(old_run, dsprites):
 
 
 def test_it_resumes_to_the_same_log_weights_and_scores(old_run, dsprites):
-    assert command("train", "--resume", old_run, "--steps", "400")[0] == 0
+    config = TrainConfig.from_file(old_run / "config.json")
+    loop.train(dataclasses.replace(config, steps=400), dsprites, old_run)
     expected = EXPECTED["resumed"]
     before, lines = log(OLD), log(old_run)
     assert lines[: len(before)] == before
@@ -41,9 +45,9 @@ def test_it_resumes_to_the_same_log_weights_and_scores(old_run, dsprites):
     for found, line in zip(lines[len(before) :], expected["log"], strict=True):
         assert found.keys() == line.keys()
         for name, value in line.items():
-            # The total correlation is a small difference of large logits.
-            rel, abs = (1e-4, 0) if name in ("loss", "recon") else (1e-3, 1e-4)
-            assert found[name] == pytest.approx(value, rel=rel, abs=abs), name
+            # CPUs differ by 1e-6. An accuracy counts 800 decisions: a few may fall otherwise.
+            within = {"abs": 5e-3} if name == "disc_accuracy" else {"rel": 1e-4}
+            assert found[name] == pytest.approx(value, **within), name
     assert step_of(old_run) == 400
     kept = tensors(old_run)
     norms = {
