@@ -59,6 +59,13 @@ class Objective:
     part: str = "vae"
     first: str = "encoder.0.weight"
 
+    def __post_init__(self) -> None:
+        """Check what the fields ask of each other; raise a ValueError that names the entry."""
+        if self.terms is None and self.trainer is None:
+            raise ValueError(f"objective {self.name!r}: has neither terms nor a trainer")
+        if self.grid and not self.weight:
+            raise ValueError(f"objective {self.name!r}: grid {self.grid!r} needs a weight")
+
 
 @dataclass(frozen=True)
 class Metric:

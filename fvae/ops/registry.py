@@ -50,7 +50,7 @@ OPS = (
 METRICS = OPS[-3:]
 
 
-def _triton(name: str) -> Callable:
+def _triton(name: str) -> Callable[..., Any]:
     """Return the Triton launcher of an op; the kernels are imported at its first call."""
 
     def run(*args: Any) -> Any:
@@ -61,7 +61,8 @@ def _triton(name: str) -> Callable:
                 f"{name}: backend='triton' computes in float32, got float64; pass"
                 " backend='reference'"
             )
-        return kernels.IMPLEMENTATIONS[name](*args)
+        launcher: Any = kernels.IMPLEMENTATIONS[name]
+        return launcher(*args)
 
     return run
 
