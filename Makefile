@@ -34,8 +34,9 @@ demo: setup
 	$(FVAE) eval $(DEMO)
 	$(FVAE) report $(DEMO)
 
+# A file goes to one process, which keeps what its tests share.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $$(nproc) --dist loadfile
 
 # import-linter and mypy look for fvae.kernels inside fvae/: they get a copy in which it is.
 lint: setup

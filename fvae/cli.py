@@ -293,6 +293,7 @@ def _check_backend(name: str, device: str) -> None:
 def _eval(command: Eval) -> int:
     from fvae import evaluate
     from fvae.device import keep_freed_memory, resolve_device
+    from fvae.report.terminal import score_table
 
     config = TrainConfig.from_file(command.run / "config.json")
     keep_freed_memory()
@@ -310,29 +311,8 @@ def _eval(command: Eval) -> int:
     if command.json:
         print(json.dumps(result, indent=2))
     else:
-        Console().print(_score_table(result))
+        Console().print(score_table(result))
     return 0
-
-
-def _score_table(result: dict) -> Table:
-    table = Table(title=f"protocol {result['protocol']}, seed {result['seed']}")
-    table.add_column("metric")
-    table.add_column("score", justify="right")
-    table.add_column("note")
-    for name in METRICS:
-        score = result[name]["score"]
-        shown = "-" if score is None else f"{score:.3f}"
-        table.add_row(name, shown, result[name].get("note") or "")
-    votes = Table(title="votes: rows are latents that varied least, columns the fixed factor")
-    votes.add_column("")
-    for factor in result["factor_vae"]["factor_names"]:
-        votes.add_column(factor, justify="right")
-    for dim, row in enumerate(result["factor_vae"]["votes"]):
-        votes.add_row(f"z{dim}", *map(str, row))
-    both = Table.grid()
-    both.add_row(table)
-    both.add_row(votes)
-    return both
 
 
 def _report(command: Report) -> int:

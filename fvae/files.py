@@ -1,8 +1,16 @@
-"""Writing files whole or not at all."""
+"""Files written whole or not at all, and the folder of those that are kept for later runs."""
 
 import os
 import tempfile
 from pathlib import Path
+
+import platformdirs
+
+
+def cache_folder() -> Path:
+    """The folder of what is kept for later runs: ``$FVAE_CACHE``, or the user's cache for fvae."""
+    chosen = os.environ.get("FVAE_CACHE")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("fvae")
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview | str) -> None:

@@ -3,6 +3,10 @@
 import os
 import signal
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A process a core: two of two threads each slow one another tenfold. Before PyTorch starts.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import settings

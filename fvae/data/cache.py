@@ -6,7 +6,6 @@ both. A file is written whole or not at all, checked when it is loaded, and memo
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from math import prod
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import platformdirs
 import torch
 
 from fvae.data.store import Store
-from fvae.files import write_atomically
+from fvae.files import cache_folder, write_atomically
 
 _SUFFIX = ".safetensors"
 
@@ -29,12 +27,6 @@ class CacheEntry(NamedTuple):
     name: str
     size: int
     path: Path
-
-
-def cache_folder() -> Path:
-    """The folder of cached stores: ``$FVAE_CACHE``, or the user's cache folder for fvae."""
-    chosen = os.environ.get("FVAE_CACHE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("fvae")
 
 
 def cache_entries() -> list[CacheEntry]:

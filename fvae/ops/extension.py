@@ -21,10 +21,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import platformdirs
 import torch
 
-from fvae.files import write_atomically
+from fvae.files import cache_folder, write_atomically
 
 #: Why a part is not there, as long as nothing says that it cannot be built.
 NOT_YET = "not built yet: the first use builds it"
@@ -198,14 +197,12 @@ class Part:
         digest = hashlib.sha256("\n".join(facts).encode())
         for path in (_BUILDER, *sorted(_sources().glob("*.[ch]*"))):
             digest.update(path.read_bytes())
-        return cache_folder() / f"torch-{torch.__version__}-{digest.hexdigest()[:16]}"
+        return _cache() / f"torch-{torch.__version__}-{digest.hexdigest()[:16]}"
 
 
-def cache_folder() -> Path:
-    """The folder of what the first use builds, beside the cached data sets; ``$FVAE_CACHE``."""
-    chosen = os.environ.get("FVAE_CACHE")
-    root = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("fvae")
-    return root / "extension"
+def _cache() -> Path:
+    """The folder of what the first use builds, beside the cached data sets."""
+    return cache_folder() / "extension"
 
 
 def _switched_off() -> bool:

@@ -68,7 +68,9 @@ def test_no_launch_compiles_after_the_warm_up(gpu, monkeypatch, arrange):
     monkeypatch.setattr(tiles, "LOGIT_ROWS", 2)
     monkeypatch.setattr(tiles, "KL_ELEMENTS", 32)
     store, compiled, streams = photographs(20), set(), itertools.count(1)
-    for settings in arrange(list(itertools.product(PRECISIONS, (3, 1, 2), OBJECTIVES))):
+    # The other objectives' launches are a part of factor-vae's: one order shows them.
+    objectives = OBJECTIVES if arrange is list else ("factor-vae",)
+    for settings in arrange(list(itertools.product(PRECISIONS, (3, 1, 2), objectives))):
         precision, models, objective = settings
         trainer = _trainer(objective, precision, store, models, batch_size=4)
         for _ in range(3):
