@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import textwrap
 import venv
@@ -76,7 +75,8 @@ class Fresh:
         (site,) = folder.glob("lib/python*/site-packages")
         # What lies in a folder that a .pth file names is seen, but its own .pth files are not run:
         # an editable install of the package does not lend its extension.
-        (site / "outer.pth").write_text(sysconfig.get_path("purelib"))
+        outer = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
+        (site / "outer.pth").write_text("\n".join(outer))
         self.environment = os.environ | {"FVAE_CACHE": str(folder / "cache")}
 
     def install(self, archive, **environment):
@@ -163,7 +163,9 @@ def test_without_a_compiler_the_package_installs_and_says_once_why_it_is_slow(
         f"fvae: warning: the metrics run on the slow reference, without the C++ extension: {why}\n"
     )
     found = fresh.doctor(**no_compiler)
-    assert found["extension fvae._C"] == f"cpu part not built: {why}; the reference serves"
+    # A CUDA build of PyTorch has a word on the CUDA part after this.
+    assert found["extension fvae._C"].startswith(f"cpu part not built: {why}; ")
+    assert found["extension fvae._C"].endswith("the reference serves")
     assert found["metric_votes"] == "cpu: reference"
 
 
@@ -172,13 +174,13 @@ def test_a_source_distribution_built_without_torch_says_what_its_first_use_will_
 ):
     fresh.install(_sdist(source, tmp_path), **no_torch)
     found = fresh.doctor()
-    assert found["extension fvae._C"] == "cpu part not built yet: the first use builds it"
+    assert found["extension fvae._C"].startswith("cpu part not built yet: the first use builds it")
     assert found["metric_votes"] == "cpu: not built yet: the first use builds it"
     assert "the first use" not in found["permute_dims"]
     found = fresh.doctor(FVAE_BUILD="0")
-    assert found["extension fvae._C"] == (
+    assert found["extension fvae._C"].startswith(
         "cpu part not built: torch cannot be imported (libcudart.so: no such file); FVAE_BUILD=0"
-        " keeps the first use from building it; the reference serves"
+        " keeps the first use from building it; "
     )
     assert not (fresh.folder / "cache").exists()
 
@@ -203,7 +205,8 @@ def test_the_first_use_builds_what_the_installation_could_not(
     assert ran.stdout == "cpp|None\n"
     assert ran.stderr == "fvae: building the C++ extension for the metrics, once, about 30 s ...\n"
     found = fresh.doctor()
-    assert found["extension fvae._C"] == "cpu" and found["metric_votes"] == "cpu: cpp"
+    assert found["extension fvae._C"].split("; ")[0] == "cpu"
+    assert found["metric_votes"] == "cpu: cpp"
 
 
 def test_a_wheel_brings_its_extension_for_every_python_and_builds_nothing(
@@ -217,7 +220,8 @@ def test_a_wheel_brings_its_extension_for_every_python_and_builds_nothing(
     assert (package / "py.typed").exists()
     assert (package / "csrc/device.cu").read_bytes() == (ROOT / "csrc/device.cu").read_bytes()
     found = fresh.doctor(**no_compiler)
-    assert found["extension fvae._C"] == "cpu" and found["metric_votes"] == "cpu: cpp"
+    assert found["extension fvae._C"].split("; ")[0] == "cpu"
+    assert found["metric_votes"] == "cpu: cpp"
     assert not (fresh.folder / "cache").exists()
 
 

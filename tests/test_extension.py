@@ -230,6 +230,6 @@ def test_the_first_call_builds_and_hands_over(monkeypatch, why):
 def test_a_backend_that_cannot_be_built_says_why(monkeypatch):
     monkeypatch.setitem(registry._PARTS, "cpu", Fake("no compiler"))
     monkeypatch.delitem(registry.BACKENDS, "cpp", raising=False)
-    with pytest.raises(ValueError, match=r"metric_votes has reference \(no compiler\)"):
+    with pytest.raises(ValueError, match=r"metric_votes has reference.* \(no compiler\)"):
         registry.implementation("metric_votes", "cpp")
     assert registry.backend_of("metric_votes", "cpu") == "reference"
