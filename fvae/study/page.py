@@ -11,7 +11,7 @@ import numpy as np
 
 from fvae.config import TrainConfig
 from fvae.files import write_atomically
-from fvae.registry import METRICS
+from fvae.registry import METRICS, OBJECTIVES
 from fvae.report.page import page, picture, plt, png_of, table
 from fvae.report.run import read_log
 from fvae.study.grid import setting_of, weight_of
@@ -173,11 +173,13 @@ def _scatter(axis: plt.Axes, groups: dict[str, Rows], name: str) -> None:
     axis.margins(0.08)
 
 
-_EXPLAINED = (
-    "<p>Mean and standard deviation over the seeds; numbers beside the points are gamma"
-    " (factor-vae) and beta (beta-vae). Reconstruction error is the mean over the last logged"
-    " interval of training.</p>"
-)
+def _explained() -> str:
+    weights = [f"{o.weight} ({name})" for name, o in OBJECTIVES.items() if o.grid]
+    return (
+        "<p>Mean and standard deviation over the seeds; numbers beside the points are"
+        f" {html.escape(' and '.join(weights))}. Reconstruction error is the mean over the last"
+        " logged interval of training.</p>"
+    )
 
 
 def _trade_off(groups: dict[str, Rows], protocol: str) -> str:
@@ -185,7 +187,7 @@ def _trade_off(groups: dict[str, Rows], protocol: str) -> str:
     _scatter(axis, groups, "factor_vae")
     axis.set_ylabel(f"FactorVAE score ({protocol})", fontsize=9)
     axis.legend(fontsize=8, frameon=False)
-    return _EXPLAINED + picture(png_of(figure))
+    return _explained() + picture(png_of(figure))
 
 
 def _without_scores(groups: dict[str, Rows]) -> str:
@@ -199,7 +201,7 @@ def _without_scores(groups: dict[str, Rows]) -> str:
         axis.set_ylabel(title, fontsize=9)
     axes[0, 0].legend(fontsize=8, frameon=False)
     figure.tight_layout()
-    return _EXPLAINED + picture(png_of(figure))
+    return _explained() + picture(png_of(figure))
 
 
 def _tc_curves(out: Path, groups: dict[str, Rows]) -> str:
