@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 import triton
 
+from fvae.training.graph import WARM_UP, StepGraph
+
 Call = Callable[[], object]
 Times = dict[str, float]
 
@@ -47,21 +49,17 @@ def microseconds(run: Call, device: str) -> Times:
     return spread(times)
 
 
-def graph_of(run: Call) -> torch.cuda.CUDAGraph:
+def graph_of(run: Call) -> StepGraph:
     """Capture one call, which must not wait for the device; its inputs stay where they are.
 
     Raises:
         RuntimeError: it waits for the device, so that no graph can hold it.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream), _no_waiting():
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    graph = StepGraph()
+    with _no_waiting():
+        for _ in range(WARM_UP):
+            graph.step(run)
+    graph.step(run)
     return graph
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.device_timing import eager_and_graph, median, ratio
 from bench.record import Record
-from bench.registry import Case, cases
+from bench.registry import Case, cases, why_itself
 from bench.setup import Setup
 from fvae import Philox, ops
 
@@ -56,14 +56,9 @@ def _tensors(results: object) -> tuple[Tensor, ...]:
 
 
 def refusal(op: str, device: str) -> str | None:
-    """Say why an op is not timed against the reference: it would be the reference itself."""
-    if ops.backend_of(op, device) != "reference":
-        return None
-    why = "" if ops.EXTENSION_ERROR is None else f" (fvae._C: {ops.EXTENSION_ERROR})"
-    return (
-        f"refused: the reference would be timed against itself; no backend of {op} is here for"
-        f" {device}{why}"
-    )
+    """Say why an op is not timed against the reference, or None where it is."""
+    why = why_itself(op, device)
+    return why and f"refused: {why}"
 
 
 def measure(case: Case, device: str) -> dict:

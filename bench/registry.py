@@ -119,22 +119,28 @@ def backend(case: Case | str, device: str | torch.device) -> str:
 
 
 def why_not_compared(case: Case | str, device: str | torch.device) -> str | None:
+    """Return :func:`why_itself` after the op and the device that it is about."""
+    op = case if isinstance(case, str) else case.op
+    why = why_itself(op, device)
+    return why and f"{op} on {torch.device(device).type}: {why}"
+
+
+def why_itself(op: str, device: str | torch.device) -> str | None:
     """Return why an op must not be timed against its reference: it is the reference; else None.
 
     The line says whether something faster is missing there, and then why.
     """
-    op = case if isinstance(case, str) else case.op
     kind = torch.device(device).type
     if backend(op, kind) != "reference":
         return None
     if not is_fast(op, kind):
-        return f"{op} on {kind}: the reference is all there is; there is nothing to compare"
+        return "the reference is all there is; there is nothing to compare"
     if op not in METRIC_OPS:
         why = "no triton"
     else:
         why = ops.EXTENSION_ERROR if kind == "cpu" else ops.CUDA_EXTENSION_ERROR
         why = f"the extension's {kind} part is not built: {why}"
-    return f"{op} on {kind}: the reference would be timed against itself: {why}"
+    return f"the reference would be timed against itself: {why}"
 
 
 def is_fast(op: str, kind: str) -> bool:

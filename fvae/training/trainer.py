@@ -48,9 +48,8 @@ class Trainer:
         self.store = store.to(self.device)
         self.rng = Philox(config.seed, device=self.device)
         self.step_count = 0
-        groups = self._build(channels)
-        self.optimizer = torch.optim.Adam(groups, fused=True, capturable=self.device.type == "cuda")
-        gpu = self.device.type == "cuda"
+        groups, gpu = self._build(channels), self.device.type == "cuda"
+        self.optimizer = torch.optim.Adam(groups, fused=True, capturable=gpu)
         self.graph = StepGraph() if gpu and config.graph and self.world.size == 1 else None
         self.weight_at = objectives.weight_at(*objectives.weight_of(config))
         # Created before the first step, so that a checkpoint always has the same tensors.
