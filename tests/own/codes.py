@@ -1,0 +1,1 @@
+"""Codes with labels of anybody's."""

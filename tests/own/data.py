@@ -1,0 +1,1 @@
+"""Data sets as published, and anybody's own."""
