@@ -106,7 +106,9 @@ def bernoulli_nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         target = _as_words(target)
     elif target.dtype == torch.bool:
         target = target.view(torch.uint8)
-    grad = torch.empty_like(dense)
+    # For float16 the gradient waits in float32 for its loss scale.
+    half = logits.dtype == torch.float16
+    grad = torch.empty_like(dense, dtype=torch.float32 if half else dense.dtype)
     nll = torch.empty(logits.shape[:-4], dtype=torch.float32, device=logits.device)
     turns = tiles.turns(triton.cdiv(per_model, tiles.NLL_TILE), tiles.NLL_PROGRAMS)
     programs = triton.cdiv(per_model, turns * tiles.NLL_TILE)
@@ -124,5 +126,5 @@ def bernoulli_nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     )  # fmt: skip
     # The gradient has the layout of the logits, channels_last included.
     if grad.stride() != logits.stride():
-        grad = torch.empty_like(logits).copy_(grad)
+        grad = torch.empty_like(logits, dtype=grad.dtype).copy_(grad)
     return nll, grad

@@ -6,7 +6,7 @@ from torch import Tensor
 from fvae.philox import Philox
 
 #: Dtypes that an op takes.
-FLOATS = (torch.float32, torch.bfloat16, torch.float64)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_float(name: str, x: Tensor, dims: tuple[int, ...], shape: str) -> None:
@@ -17,7 +17,7 @@ def check_float(name: str, x: Tensor, dims: tuple[int, ...], shape: str) -> None
         ValueError: it has another shape.
     """
     if x.dtype not in FLOATS:
-        raise TypeError(f"{name}: got {x.dtype}, expected float32 or bfloat16")
+        raise TypeError(f"{name}: got {x.dtype}, expected float32, bfloat16 or float16")
     if x.dim() not in dims or x.numel() == 0:
         raise ValueError(f"{name}: got shape {list(x.shape)}, expected {shape}, not empty")
 

@@ -48,7 +48,8 @@ def _(logits_z, logits_perm):
 @torch.library.register_fake("fvae::bernoulli_nll", lib=LIBRARY)
 def _(logits, target):
     nll = logits.new_empty(logits.shape[:-4], dtype=_sum_dtype(logits))
-    return nll, torch.empty_like(logits)
+    half = logits.dtype == torch.float16
+    return nll, torch.empty_like(logits, dtype=torch.float32 if half else logits.dtype)
 
 
 @torch.library.register_fake("fvae::metric_votes", lib=LIBRARY)

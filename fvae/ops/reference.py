@@ -24,7 +24,8 @@ _BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.float32)
 _PAIRS_AT_ONCE = 1 << 17
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """Return x in the dtype that sums are made in: float32, or float64 where x is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -44,7 +45,7 @@ def reparameterize(
     mu: Tensor, logvar: Tensor, seed: Tensor, step: Tensor, lane: int
 ) -> tuple[Tensor, Tensor]:
     """z = mu + exp(logvar / 2) * noise; kl = mean over the batch of KL(q || N(0, 1))."""
-    m, v = _wide(mu), _wide(logvar)
+    m, v = wide(mu), wide(logvar)
     z = m + torch.exp(0.5 * v) * _noise(mu, seed, step, lane)
     kl = kl_to_prior(m, v).mean(-2)
     return z.to(mu.dtype).contiguous(), kl.contiguous()
@@ -60,12 +61,21 @@ def reparameterize_backward(
     lane: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of mu and logvar; the noise is drawn again, not stored."""
-    m, v, g = _wide(mu), _wide(logvar), _wide(grad_z)
+    noise = _noise(mu, seed, step, lane)
+    grads = reparameterize_gradients(grad_z, grad_kl, mu, logvar, noise)
+    return grads[0].contiguous(), grads[1].contiguous()
+
+
+def reparameterize_gradients(
+    grad_z: Tensor, grad_kl: Tensor, mu: Tensor, logvar: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of mu and logvar for a given noise, themselves differentiable in all but that."""
+    m, v, g = wide(mu), wide(logvar), wide(grad_z)
     k = grad_kl.unsqueeze(-2) / mu.shape[-2]
     grad_mu = g + k * m
-    scaled = torch.exp(0.5 * v) * _noise(mu, seed, step, lane)
+    scaled = torch.exp(0.5 * v) * noise
     grad_logvar = 0.5 * (g * scaled + k * torch.expm1(v))
-    return grad_mu.to(mu.dtype).contiguous(), grad_logvar.to(logvar.dtype).contiguous()
+    return grad_mu.to(mu.dtype), grad_logvar.to(logvar.dtype)
 
 
 def permutation(seed: Tensor, step: Tensor, lane: int, shape: Sequence[int]) -> Tensor:
@@ -100,8 +110,8 @@ def logit_ratio(
     logits_z: Tensor, logits_perm: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """TC estimate, discriminator loss and accuracy, and d disc_loss / d (l0 - l1) of each row."""
-    s_z = (_wide(logits_z[..., 0]) - _wide(logits_z[..., 1])).contiguous()
-    s_perm = (_wide(logits_perm[..., 0]) - _wide(logits_perm[..., 1])).contiguous()
+    s_z = (wide(logits_z[..., 0]) - wide(logits_z[..., 1])).contiguous()
+    s_perm = (wide(logits_perm[..., 0]) - wide(logits_perm[..., 1])).contiguous()
     rows = s_z.shape[-1]
     tc = s_z.mean(-1)
     disc_loss = 0.5 * (F.softplus(-s_z).mean(-1) + F.softplus(s_perm).mean(-1))
@@ -140,19 +150,41 @@ def gather_batch(
     return unpack(rows, image_shape, packed, dtype).unflatten(0, indices.shape), indices
 
 
-def bernoulli_nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """sum over pixels, mean over the batch, of log(1 + exp(l)) - l x; and its gradient."""
-    wide = _wide(logits)
+def _pixels(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits, and a target of any form, in the dtype of the sums."""
+    logit = wide(logits)
     if target.dtype == torch.uint8 and target.shape != logits.shape:
-        x = unpack(target.flatten(0, -2), logits.shape[-3:], True, wide.dtype).view(logits.shape)
-    elif target.dtype == torch.uint8:
-        x = target.to(wide.dtype) * (1 / 255)
-    else:
-        x = target.to(wide.dtype)
-    nll = (F.softplus(wide) - wide * x).sum((-3, -2, -1)).mean(-1)
+        x = unpack(target.flatten(0, -2), logits.shape[-3:], True, logit.dtype)
+        return logit, x.view(logits.shape)
+    if target.dtype == torch.uint8:
+        return logit, target.to(logit.dtype) * (1 / 255)
+    return logit, target.to(logit.dtype)
+
+
+def _bernoulli(logit: Tensor, x: Tensor) -> Tensor:
+    return (F.softplus(logit) - logit * x).sum((-3, -2, -1)).mean(-1)
+
+
+def bernoulli_nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """sum over pixels, mean over the batch, of log(1 + exp(l)) - l x; and its gradient.
+
+    The gradient has the logits' dtype, but float32 for float16: a loss scale comes later.
+    """
+    logit, x = _pixels(logits, target)
     # In place: the gradient keeps the layout of the logits, and the image is walked once less.
-    grad = torch.sigmoid(wide).sub_(x).mul_(1 / logits.shape[-4])
-    return nll, grad.to(logits.dtype)
+    grad = torch.sigmoid(logit).sub_(x).mul_(1 / logits.shape[-4])
+    return _bernoulli(logit, x), grad if logits.dtype == torch.float16 else grad.to(logits.dtype)
+
+
+def _bernoulli_gradient(logits: Tensor, target: Tensor) -> Tensor:
+    logit, x = _pixels(logits, target)
+    return (torch.sigmoid(logit) - x) * (1 / logits.shape[-4])
+
+
+#: The likelihoods' ops -> nll, and its gradient in the logits: as autograd and its transforms
+#: follow them, in all that is differentiable.
+NLLS = {"bernoulli_nll": lambda logits, target: _bernoulli(*_pixels(logits, target))}
+NLL_GRADIENTS = {"bernoulli_nll": _bernoulli_gradient}
 
 
 def strides(factor_sizes: Sequence[int]) -> list[int]:
@@ -282,7 +314,7 @@ def pair_features(
     """Mean over a point's pairs of |z1 - z2|, and the factor that each of them shares."""
     features, factors = [], []
     for factor, rows in pair_chunks(factor_sizes, points, pairs, balanced, seed, step, lane):
-        z = _wide(codes[:, rows])
+        z = wide(codes[:, rows])
         features.append((z[..., 0, :] - z[..., 1, :]).abs().mean(-2).float())
         factors.append(factor)
     return torch.cat(features, dim=1), torch.cat(factors)

@@ -5,9 +5,8 @@ from typing import Literal, Protocol, TypeGuard, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from fvae.ops import reference
+from fvae.ops import autograd, reference
 from fvae.ops.checks import FLOATS, check_float, check_same, keys
 from fvae.ops.registry import implementation
 from fvae.philox import Philox
@@ -126,20 +125,6 @@ def gather_batch(
 # --- reparameterize -------------------------------------------------------------------------
 
 
-class _Reparameterize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, mu, logvar, seed, step, lane, backend):
-        ctx.save_for_backward(mu, logvar, seed, step)
-        ctx.lane, ctx.backend = lane, backend
-        return implementation("reparameterize", backend)(mu, logvar, seed, step, lane)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_z, grad_kl):
-        run = implementation("reparameterize_backward", ctx.backend)
-        return *run(grad_z, grad_kl, *ctx.saved_tensors, ctx.lane), None, None, None, None
-
-
 def reparameterize(
     mu: Tensor, logvar: Tensor, rng: Philox | None = None, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -167,26 +152,10 @@ def reparameterize(
     check_float("mu", mu, (2, 3), "[B, d] or [M, B, d]")
     check_same("logvar", logvar, "mu", mu)
     seed, step, lane = keys(rng, mu)
-    if torch.is_grad_enabled() and (mu.requires_grad or logvar.requires_grad):
-        return _Reparameterize.apply(mu, logvar, seed, step, lane, backend)
-    return implementation("reparameterize", backend)(mu, logvar, seed, step, lane)
+    return autograd.reparameterize(mu, logvar, seed, step, lane, backend)
 
 
 # --- permute_dims ---------------------------------------------------------------------------
-
-
-class _PermuteDims(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z, seed, step, lane, backend):
-        ctx.save_for_backward(seed, step)
-        ctx.lane, ctx.backend = lane, backend
-        return implementation("permute_dims", backend)(z, seed, step, lane)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        run = implementation("permute_dims_backward", ctx.backend)
-        return run(grad, *ctx.saved_tensors, ctx.lane), None, None, None, None
 
 
 def permute_dims(z: Tensor, rng: Philox | None = None, backend: str | None = None) -> Tensor:
@@ -213,32 +182,10 @@ def permute_dims(z: Tensor, rng: Philox | None = None, backend: str | None = Non
     """
     check_float("z", z, (2, 3), "[B, d] or [M, B, d]")
     seed, step, lane = keys(rng, z)
-    if z.requires_grad and torch.is_grad_enabled():
-        return _PermuteDims.apply(z, seed, step, lane, backend)
-    return implementation("permute_dims", backend)(z, seed, step, lane)
+    return autograd.permute_dims(z, seed, step, lane, False, backend)
 
 
 # --- logit_ratio ----------------------------------------------------------------------------
-
-
-class _LogitRatio(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, logits_z, logits_perm, backend):
-        run = implementation("logit_ratio", backend)
-        tc, disc_loss, accuracy, slope_z, slope_perm = run(logits_z, logits_perm)
-        ctx.save_for_backward(slope_z, slope_perm)
-        ctx.dtype = logits_z.dtype
-        ctx.mark_non_differentiable(accuracy)
-        return tc, disc_loss, accuracy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_tc, grad_loss, _):
-        slope_z, slope_perm = ctx.saved_tensors
-        ratio_z = grad_loss.unsqueeze(-1) * slope_z + grad_tc.unsqueeze(-1) / slope_z.shape[-1]
-        ratio_perm = grad_loss.unsqueeze(-1) * slope_perm
-        grads = (torch.stack((s, -s), dim=-1).to(ctx.dtype) for s in (ratio_z, ratio_perm))
-        return *grads, None
 
 
 def logit_ratio(
@@ -269,26 +216,10 @@ def logit_ratio(
     check_same("logits_perm", logits_perm, "logits_z", logits_z)
     if logits_z.shape[-1] != 2:
         raise ValueError(f"logits_z: got {logits_z.shape[-1]} logits a row, expected 2")
-    if torch.is_grad_enabled() and (logits_z.requires_grad or logits_perm.requires_grad):
-        return _LogitRatio.apply(logits_z, logits_perm, backend)
-    return implementation("logit_ratio", backend)(logits_z, logits_perm)[:3]
+    return autograd.logit_ratio(logits_z, logits_perm, backend)
 
 
 # --- bernoulli_nll --------------------------------------------------------------------------
-
-
-class _BernoulliNLL(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, logits, target, backend):
-        nll, grad = implementation("bernoulli_nll", backend)(logits, target)
-        ctx.save_for_backward(grad)
-        return nll
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_nll):
-        (grad,) = ctx.saved_tensors
-        return grad * grad_nll.view(*grad_nll.shape, 1, 1, 1, 1).to(grad.dtype), None, None
 
 
 def bernoulli_nll(logits: Tensor, target: Tensor, backend: str | None = None) -> Tensor:
@@ -324,6 +255,4 @@ def bernoulli_nll(logits: Tensor, target: Tensor, backend: str | None = None) ->
         )
     if target.dtype not in (*FLOATS, torch.bool, torch.uint8):
         raise TypeError(f"target: got {target.dtype}, expected floating point, bool or uint8")
-    if logits.requires_grad and torch.is_grad_enabled():
-        return _BernoulliNLL.apply(logits, target, backend)
-    return implementation("bernoulli_nll", backend)(logits, target)[0]
+    return autograd.likelihood("bernoulli_nll", logits, target, backend)
