@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from fvae.errors import UserError
-from fvae.models.vae import Discriminator
 from fvae.ops import permute_dims
 from fvae.ops.reference import kl_to_prior
 from fvae.registry import METRICS
@@ -27,26 +26,6 @@ if TYPE_CHECKING:
     from fvae import metrics
 
 __all__ = ["permute_dims", "score", "tc_and_disc_loss"]
-
-
-class _TwoLogits(nn.Module):
-    """A discriminator whose one logit s is l0 - l1, seen as the two logits (s, 0)."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, z: Tensor) -> Tensor:
-        logits = self.inner(z)
-        if logits.shape == (len(z), 2):
-            return logits
-        if logits.shape not in ((len(z),), (len(z), 1)):
-            raise ValueError(
-                f"discriminator: gave {list(logits.shape)} for codes {list(z.shape)}, expected"
-                f" [{len(z)}, 2] logits, or [{len(z)}] or [{len(z)}, 1] for one logit"
-            )
-        ratio = logits.reshape(-1, 1)
-        return torch.cat((ratio, torch.zeros_like(ratio)), dim=1)
 
 
 def tc_and_disc_loss(
@@ -73,8 +52,6 @@ def tc_and_disc_loss(
 
     Source: Kim & Mnih 2018, Algorithm 2.
     """
-    if type(discriminator) is not Discriminator:  # ours takes one pass where others take two
-        discriminator = _TwoLogits(discriminator)
     return two_players(discriminator, z, z_perm, backend)
 
 

@@ -11,16 +11,16 @@ tc sends its gradient to z alone and disc_loss to the weights alone: adding both
 calling backward once trains both players, with no retained graph and no leak between them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fvae import ops
 from fvae.models.vae import LEAKY_SLOPE, Discriminator
+from fvae.ops.autograd import transformed
 
 # oneDNN's float32 matrix product, which PyTorch keeps for its compiler; absent in some builds.
 _ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -55,30 +55,41 @@ class _SharedBackward(torch.autograd.Function):
         logits = _linear(activations[-1], weights[-1], biases[-1])
         run = ops.implementation("logit_ratio", backend)
         tc, disc_loss, accuracy, slope_z, slope_perm = run(*logits.chunk(2, dim=-2))
-        ctx.save_for_backward(slope_z, slope_perm, *activations, *weights)
-        ctx.z_dtype = z.dtype
+        ctx.save_for_backward(slope_z, slope_perm, z, z_perm, *activations, *weights, *parameters)
+        ctx.dtype, ctx.backend = dtype, backend
         ctx.mark_non_differentiable(accuracy)
         return tc, disc_loss, accuracy
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_tc, grad_loss, _):
-        slope_z, slope_perm, *saved = ctx.saved_tensors
-        count = len(saved) // 2
-        activations, weights = saved[:count], saved[count:]
-        rows, dtype = slope_z.shape[-1], weights[0].dtype
+        slope_z, slope_perm, z, z_perm, *saved = ctx.saved_tensors
+        count = len(saved) // 4
+        if torch.is_grad_enabled():
+            run = _layers(ctx.dtype)
+            grads = _again(run, z, z_perm, saved[2 * count :], ctx.backend, grad_tc, grad_loss)
+            return grads[0], None, None, None, *grads[1:]
+        activations, weights = saved[:count], saved[count : 2 * count]
+        rows, dtype = slope_z.shape[-1], ctx.dtype
         slope = torch.cat((slope_z, slope_perm), dim=-1) * grad_loss.unsqueeze(-1)
+        share = (grad_tc / rows)[..., None, None]
+        unit: Tensor | None = None
+        if dtype == torch.float16:
+            # Deltas of one sink below half precision some layers down. These are as large as those
+            # of the two usual passes, so that a loss scale lifts them, and lowers what overflows.
+            unit = share.abs() + (grad_loss.abs() / (2 * rows))[..., None, None]
+            unit = torch.where(unit > 0, unit, 1.0)
+            slope, share = slope / unit.squeeze(-1), share / unit
         slope = slope.to(dtype).unsqueeze(-1)
         grads: list[Tensor] = []
 
         # The last layer's delta of s = l0 - l1 is +1 for logit 0 and -1 for logit 1.
-        one = torch.ones_like(slope)
+        one = torch.ones_like(slope) if unit is None else unit.to(dtype).expand_as(slope)
         delta = torch.cat((one, -one), dim=-1)
         for i in reversed(range(count)):
             scaled = slope * delta
             grads += [
-                scaled.sum(-2, dtype=torch.float32),
-                _linear(scaled.mT, activations[i].mT).float(),
+                scaled.sum(-2, dtype=slope_z.dtype),
+                _linear(scaled.mT, activations[i].mT).to(slope_z.dtype),
             ]
             if i == 0:
                 break
@@ -88,9 +99,86 @@ class _SharedBackward(torch.autograd.Function):
             )
         grad_z = None
         if ctx.needs_input_grad[0]:
-            grad_z = _linear(delta[..., :rows, :], weights[0].mT).to(ctx.z_dtype)
-            grad_z *= (grad_tc / rows)[..., None, None]
+            grad_z = _linear(delta[..., :rows, :], weights[0].mT).to(z.dtype)
+            grad_z *= share
         return grad_z, None, None, None, *reversed(grads)
+
+
+#: From weights, such as a module's parameters, and codes to logits.
+_Run = Callable[[Sequence[Tensor], Tensor], Tensor]
+
+
+def _layers(dtype: torch.dtype) -> _Run:
+    """Our discriminator's layers in a dtype, for one model or for M, as autograd follows them."""
+
+    def run(parameters: Sequence[Tensor], z: Tensor) -> Tensor:
+        y = z.to(dtype)
+        for i, (weight, bias) in enumerate(zip(parameters[0::2], parameters[1::2], strict=True)):
+            y = F.leaky_relu(y, LEAKY_SLOPE) if i else y
+            y = y @ weight.to(dtype).mT + bias.to(dtype).unsqueeze(-2)
+        return y
+
+    return run
+
+
+def _two_passes(
+    run: _Run, frozen: _Run, z: Tensor, z_perm: Tensor, parameters: Sequence[Tensor],
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The two players the usual way; ``frozen`` is the discriminator as tc goes through it."""
+    toward_z = frozen([p.detach() for p in parameters], z)
+    logits = run(parameters, torch.cat((z, z_perm), dim=-2).detach())
+    logits_z, logits_perm = logits.chunk(2, dim=-2)
+    tc, _, _ = ops.logit_ratio(toward_z, logits_perm.detach(), backend)
+    _, disc_loss, accuracy = ops.logit_ratio(logits_z, logits_perm, backend)
+    return tc, disc_loss, accuracy
+
+
+def _again(
+    run: _Run, z: Tensor, z_perm: Tensor, parameters: Sequence[Tensor], backend: str | None,
+    grad_tc: Tensor, grad_loss: Tensor,
+) -> list[Tensor | None]:  # fmt: skip
+    """The gradients of z and the parameters, themselves differentiable: computed by autograd."""
+    tc, disc_loss, _ = _two_passes(run, run, z, z_perm, parameters, backend)
+    outputs = ((tc, grad_tc), (disc_loss, grad_loss))
+    followed = [(out, grad) for out, grad in outputs if out.requires_grad]
+    wanted = [t for t in (z, *parameters) if t.requires_grad]
+    outs, upstream = zip(*followed, strict=True)
+    found = torch.autograd.grad(outs, wanted, upstream, create_graph=True, allow_unused=True)
+    each = iter(found)
+    return [next(each) if t.requires_grad else None for t in (z, *parameters)]
+
+
+def _module(discriminator: nn.Module) -> tuple[_Run, _Run, list[Tensor]]:
+    """A module of anybody's: as it is, as tc goes through it, and its parameters.
+
+    Its buffers (running statistics, vectors of a spectral norm) move in the first alone, so that
+    they move once, and both begin where they were.
+    """
+    names = [name for name, _ in discriminator.named_parameters()]
+    buffers = {name: b.detach().clone() for name, b in discriminator.named_buffers()}
+
+    def frozen(parameters: Sequence[Tensor], z: Tensor) -> Tensor:
+        state = dict(zip(names, parameters, strict=True)) | buffers
+        return _two_logits(torch.func.functional_call(discriminator, state, (z,)), z)
+
+    def run(parameters: Sequence[Tensor], z: Tensor) -> Tensor:
+        return _two_logits(discriminator(z), z)
+
+    return run, frozen, list(discriminator.parameters())
+
+
+def _two_logits(logits: Tensor, z: Tensor) -> Tensor:
+    """One logit s is l0 - l1, seen as the two logits (s, 0)."""
+    if logits.shape == (len(z), 2):
+        return logits
+    if logits.shape not in ((len(z),), (len(z), 1)):
+        raise ValueError(
+            f"discriminator: gave {list(logits.shape)} for codes {list(z.shape)}, expected"
+            f" [{len(z)}, 2] logits, or [{len(z)}] or [{len(z)}, 1] for one logit"
+        )
+    ratio = logits.reshape(-1, 1)
+    return torch.cat((ratio, torch.zeros_like(ratio)), dim=1)
 
 
 def two_players(
@@ -100,9 +188,12 @@ def two_players(
 
     Args:
         discriminator: any module from codes ``[B, d]`` to logits ``[B, 2]`` (0 is "drawn from
-            q(z)", 1 is "permuted"). :class:`fvae.models.vae.Discriminator` takes one forward and
-            one backward pass for both players; another module takes the usual two.
-        z: codes of the batch, ``[B, d]`` float32 or bfloat16; ``[M, B, d]`` where the
+            q(z)", 1 is "permuted"), or to one logit, ``[B]`` or ``[B, 1]``, of "drawn from q(z)".
+            :class:`fvae.models.vae.Discriminator` takes one forward and one backward pass for both
+            players; another module takes the usual two: z through frozen weights for tc, and z and
+            z_perm as one batch for disc_loss. Its hooks run in both, its dropout draws in both, its
+            buffers (running statistics) change in the second alone.
+        z: codes of the batch, ``[B, d]``, float32, bfloat16 or float16; ``[M, B, d]`` where the
             discriminator is M of them, of :func:`fvae.models.stacked.stack`.
         z_perm: permuted codes, of z's shape; receives no gradient.
         backend: backend of :func:`fvae.ops.logit_ratio`.
@@ -111,10 +202,17 @@ def two_players(
         tc and disc_loss (nats) and accuracy (0 to 1), each a float32 scalar or ``[M]``.
 
     Raises:
-        ValueError: the shapes of z and z_perm differ, or z has another number of dimensions.
+        TypeError: discriminator is no module, so that its weights cannot be told from its inputs.
+        ValueError: the shapes of z and z_perm differ, z has another number of dimensions, or the
+            logits have another shape.
 
     Source: Kim & Mnih 2018, Algorithm 2.
     """
+    if not isinstance(discriminator, nn.Module):
+        raise TypeError(
+            f"discriminator: got {type(discriminator).__name__}, expected a torch.nn.Module, from"
+            " whose parameters tc is kept"
+        )
     ours = discriminator if type(discriminator) is Discriminator else None
     dims = 2
     if ours is not None:
@@ -125,14 +223,16 @@ def two_players(
     if z.shape != z_perm.shape:
         raise ValueError(f"z_perm: got {list(z_perm.shape)}, expected z's shape {list(z.shape)}")
     if ours is not None:
-        dtype = torch.float32
+        dtype = torch.promote_types(torch.float32, first.weight.dtype)
         if torch.is_autocast_enabled(z.device.type):
             dtype = torch.get_autocast_dtype(z.device.type)
-        return _SharedBackward.apply(z, z_perm, dtype, backend, *ours.parameters())
-    frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
-    toward_z = torch.func.functional_call(discriminator, frozen, (z,))
-    both = discriminator(torch.cat((z, z_perm)).detach())
-    logits_z, logits_perm = both.chunk(2)
-    tc, _, _ = ops.logit_ratio(toward_z, logits_perm.detach(), backend=backend)
-    _, disc_loss, accuracy = ops.logit_ratio(logits_z, logits_perm, backend=backend)
-    return tc, disc_loss, accuracy
+        parameters = list(ours.parameters())
+        if not transformed():
+            return _SharedBackward.apply(z, z_perm, dtype, backend, *parameters)
+        run = frozen = _layers(dtype)
+    else:
+        run, frozen, parameters = _module(discriminator)
+    if z.dtype != z_perm.dtype:
+        widest = torch.promote_types(z.dtype, z_perm.dtype)
+        z, z_perm = z.to(widest), z_perm.to(widest)
+    return _two_passes(run, frozen, z, z_perm, parameters, backend)
