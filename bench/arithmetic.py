@@ -1,4 +1,4 @@
-"""The arithmetic of a row: what fp32, tf32 and bf16 mean on a device, set and recorded.
+"""The arithmetic of a row: what fp32, tf32, bf16 and fp16 mean on a device, set and recorded.
 
 Two rows are compared only where their arithmetic is the same. PyTorch's own default is neither
 of the first two: its matrix products are IEEE float32, its convolutions TF32.
@@ -17,6 +17,7 @@ TF32 = {
     "fp32": (False, False),
     "tf32": (True, True),
     "bf16": (False, True),  # of what autocast leaves in float32; PyTorch's default
+    "fp16": (False, True),
     "default": (False, True),
 }
 

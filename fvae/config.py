@@ -8,7 +8,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fvae.errors import UserError
 from fvae.registry import OBJECTIVES
@@ -72,10 +72,11 @@ class TrainConfig:
     """Seed of the initial weights and of every random number of the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a CUDA device if there is one."""
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """Arithmetic of the networks: IEEE float32 in every layer (fp32), TensorFloat-32 in every layer
-    (tf32, on CUDA devices from Ampere on), or bfloat16 products with float32 weights and losses
-    (bf16); auto takes bf16 where the processor computes it in hardware."""
+    (tf32, on CUDA devices from Ampere on), or products in bfloat16 (bf16) or, with a loss scale, in
+    float16 (fp16, on CUDA devices), with float32 weights and losses; auto takes bf16 where the
+    processor computes it in hardware."""
     backend: str | None = None
     """Force one backend of the ops; None picks by device."""
     graph: bool = True
@@ -207,9 +208,20 @@ _POSITIVE = (
 )
 _CHOICES = {
     "device": ("auto", "cpu", "cuda"),
-    "precision": ("auto", "fp32", "tf32", "bf16"),
+    "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
 }
 
+
+class LossScale(NamedTuple):
+    """What a float16 run multiplies its loss by: numbers of PyTorch's ``GradScaler``."""
+
+    first: float = 65536.0
+    growth: float = 2.0
+    backoff: float = 0.5
+    interval: int = 2000
+
+
+LOSS_SCALE = LossScale()
 VAE_BETAS = (0.9, 0.999)
 DISC_BETAS = (0.5, 0.9)
 #: Adam's betas of both players: Chen et al. 2016 (the first; their code), Gulrajani et al. 2017.

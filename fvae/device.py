@@ -11,7 +11,10 @@ import torch
 from fvae.errors import UserError
 
 #: Arithmetic of the networks, see :func:`arithmetic`.
-Precision = Literal["fp32", "tf32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+#: What the networks' products are made in, for the precisions that autocast makes.
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -48,10 +51,10 @@ def cpu_features() -> Mapping[str, object]:
 
 
 def resolve_precision(name: Precision | Literal["auto"], device: torch.device) -> Precision:
-    """Return "fp32", "tf32" or "bf16"; "auto" is bf16 where the device has it in hardware.
+    """Return a precision other than "auto", which is bf16 where the device has it in hardware.
 
     Raises:
-        UserError: "tf32" is asked for where the device has none.
+        UserError: "tf32" or "fp16" is asked for where the device has none.
     """
     if name == "auto":
         return "bf16" if has_fast_bf16(device) else "fp32"
@@ -59,7 +62,17 @@ def resolve_precision(name: Precision | Literal["auto"], device: torch.device) -
         raise UserError(
             "--precision tf32: needs a CUDA device from Ampere on; use --precision fp32 or bf16"
         )
+    if name == "fp16" and device.type != "cuda":
+        raise UserError("--precision fp16: needs a CUDA device; use --precision fp32 or bf16")
     return name
+
+
+def autocast(device: torch.device, precision: str, cached: bool = False) -> torch.autocast:
+    """Return the autocast that a precision stands for; disabled for those that need none."""
+    dtype = AUTOCAST.get(precision)
+    return torch.autocast(
+        device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=cached
+    )
 
 
 @contextmanager
@@ -73,7 +86,7 @@ def arithmetic(device: torch.device, precision: str = "fp32") -> Iterator[None]:
 
     Args:
         device: where the work is done.
-        precision: "fp32", "tf32" or "bf16".
+        precision: of :data:`Precision`.
     """
     if device.type != "cuda":
         yield

@@ -87,7 +87,7 @@ def variants() -> Iterator[Variant]:
     rng = Philox(0, device="meta")
     zeros = functools.partial(torch.zeros, device="meta")
     key, many = (rng.seed, rng.step, rng.lane), tiles.SORT_ROWS
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for form, width in (("bits", 512), ("bytes", 4096), ("indices", 4)):
             shape = [4, 1, 1] if form == "indices" else [1, 64, 64]
             store = zeros(64, width, dtype=torch.uint8)

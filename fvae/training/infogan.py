@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fvae import ops, philox
 from fvae.config import GAN_BETAS
+from fvae.device import autocast
 from fvae.models import infogan
 from fvae.models.infogan import Codes, InfoGAN
 from fvae.models.vae import channels_last
@@ -256,11 +257,10 @@ class InfoGANTrainer(Trainer):
 
     def _update_player(self, loss: Tensor, player: int) -> None:
         """Step one player alone: the other's weights have no gradient, and Adam skips them."""
-        loss.backward(inputs=self.players[player])
+        self._backward(loss, self.players[player])
         self._update()
 
     def _autocast(self) -> torch.autocast:
         # A weight's cast made where gradients are off would be reused, without a gradient, by what
         # follows: so none is kept.
-        low = self.config.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False)
+        return autocast(self.device, self.config.precision)

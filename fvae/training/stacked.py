@@ -27,13 +27,17 @@ from fvae.philox import Philox
 from fvae.registry import OBJECTIVES
 from fvae.training import checkpoint, loop, objectives
 from fvae.training.means import Means
+from fvae.training.scaling import LossScale
 from fvae.training.trainer import Trainer
 
 # A checkpoint that is complete, while those of the other runs of the group may not be.
 _NEXT = f".{checkpoint.NAME}.next"
 
-# Tensors of the state that have no dimension M: all models are at one step.
-_SHARED = ("rng.step", "optimizer.step.")
+# The tensor of the state that has no dimension M: all models are at one step.
+_SHARED = "rng.step"
+
+# Adam's count of a model's updates, which in float16 may leave some out.
+_UPDATES = "optimizer.step."
 
 # Settings that each model may have of its own.
 _OWN = ("seed", "gamma", "beta", "warmup_steps")
@@ -80,6 +84,7 @@ class StackedTrainer(Trainer):
         super().__init__(configs[0], store)
         self._share_optimizer()
         self.rng = Philox([c.seed for c in configs], device=self.device)
+        self.scale = LossScale(self.device, len(configs)) if self.scale else None
         values = [objectives.weight_of(c) for c in configs]
         self.weights = [objectives.weight_at(*v) for v in values]
         value, warmup = (torch.tensor(v, device=self.device) for v in zip(*values, strict=True))
@@ -113,7 +118,6 @@ class StackedTrainer(Trainer):
                 state = self.optimizer.state[parameter]
                 for m, part in enumerate(parts):
                     self.optimizer.state[part] = {
-                        # The first counts for all of them in a checkpoint.
                         "step": state["step"] if m == 0 else state["step"].clone(),
                         "exp_avg": state["exp_avg"][m],
                         "exp_avg_sq": state["exp_avg_sq"][m],
@@ -126,9 +130,20 @@ class StackedTrainer(Trainer):
         for parameter, parts in self.parts:
             whole = parameter.grad
             assert whole is not None  # the backward pass has just made it
-            for part, grad in zip(parts, whole.unbind(), strict=True):
-                part.grad = grad
-        super()._update()
+            if self.scale is None:
+                for part, grad in zip(parts, whole.unbind(), strict=True):
+                    part.grad = grad
+        if self.scale:
+            # One after another: Adam takes one word for all that it steps.
+            for m in range(len(self.configs)):
+                for parameter, parts in self.parts:
+                    assert parameter.grad is not None
+                    parts[m].grad = parameter.grad[m]
+                self._update_model(self._gradients(), m)
+                self.optimizer.zero_grad(set_to_none=True)
+            self.scale.update()
+        else:
+            super()._update()
         for parameter, _ in self.parts:
             parameter.grad = None
 
@@ -142,8 +157,17 @@ class StackedTrainer(Trainer):
 
     def state_of(self, m: int) -> dict[str, Tensor]:
         """Return the state of model m as its own trainer would."""
-        whole = self.state()
-        return {name: t if name.startswith(_SHARED) else t[m] for name, t in whole.items()}
+        whole = {name: t for name, t in self.state().items() if not name.startswith(_UPDATES)}
+        state = {name: t if name == _SHARED else t[m] for name, t in whole.items()}
+        return state | self._updates(m)
+
+    def _updates(self, m: int) -> dict[str, Tensor]:
+        """Adam's counts of model m, by name."""
+        names = {parameter: name for name, parameter in self._parameters().items()}
+        return {
+            _UPDATES + names[parameter]: self.optimizer.state[parts[m]]["step"]
+            for parameter, parts in self.parts
+        }
 
     def restore_all(self, states: Sequence[dict[str, Tensor]], path: Path) -> None:
         """Take over the states of the M models, all of one step.
@@ -154,14 +178,14 @@ class StackedTrainer(Trainer):
         whole = {}
         for name, first in states[0].items():
             each = [state[name] for state in states if name in state]
-            if name.startswith(_SHARED):
+            if name == _SHARED or (name.startswith(_UPDATES) and len(each) == len(states)):
                 whole[name] = first
             elif len(each) == len(states) and all(t.shape == first.shape for t in each):
                 whole[name] = torch.stack(each)
         self.restore(whole, path)  # names what is missing
-        for parameter, parts in self.parts:
-            for part in parts[1:]:
-                self.optimizer.state[part]["step"].copy_(self.optimizer.state[parameter]["step"])
+        for m, state in enumerate(states):
+            for name, count in self._updates(m).items():
+                count.copy_(state[name])
 
 
 def train(

@@ -1,8 +1,9 @@
 """One training step of one run: draw a batch, run forward and backward, update both players."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from fvae import ops
 from fvae.config import DISC_BETAS, VAE_BETAS, TrainConfig
 from fvae.data import Store
-from fvae.device import arithmetic
+from fvae.device import AUTOCAST, arithmetic, autocast
 from fvae.errors import UserError
 from fvae.models import vae as nets
 from fvae.models.stacked import StackedVAE
@@ -19,6 +20,7 @@ from fvae.registry import OBJECTIVES
 from fvae.training import checkpoint, objectives
 from fvae.training.distributed import World
 from fvae.training.graph import StepGraph
+from fvae.training.scaling import LossScale
 
 
 class Trainer:
@@ -52,6 +54,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=gpu)
         self.graph = StepGraph() if gpu and config.graph and self.world.size == 1 else None
         self.weight_at = objectives.weight_at(*objectives.weight_of(config))
+        self.scale = LossScale(self.device) if config.precision == "fp16" else None
         # Created before the first step, so that a checkpoint always has the same tensors.
         for parameter in self._parameters().values():
             self.optimizer.state[parameter] = {
@@ -114,13 +117,12 @@ class Trainer:
     def _step(self) -> objectives.Terms:
         config, gpu = self.config, self.device.type == "cuda"
         batches = self.objective.batches
-        low = gpu and config.precision == "bf16"
         x, indices = ops.gather_batch(
             self.store,
             batches * config.batch_size,
             self.rng,
             config.backend,
-            dtype=torch.bfloat16 if low else torch.float32,
+            dtype=AUTOCAST.get(config.precision, torch.float32) if gpu else torch.float32,
             return_indices=True,
         )
         x = self.world.rows(x, batches)
@@ -129,22 +131,38 @@ class Trainer:
         first = indices[..., : config.batch_size]
         target = self._packed(self.world.rows(first, 1)) if gpu else None
         weight = self.weight_at(self.rng.step)
-        with torch.autocast(
-            self.device.type,
-            torch.bfloat16,
-            enabled=config.precision == "bf16",
-            cache_enabled=not gpu,  # a cached cast would outlive the capture it was made in
-        ):
+        # On a GPU a cached cast would outlive the capture it was made in.
+        with autocast(self.device, config.precision, cached=not gpu):
             terms = self._run(self._terms, x, weight, target)
-        # The one loss, or those of several models: each depends on its own model's weights alone.
-        terms["loss"].sum().backward()
+        self._backward(terms["loss"])
         self._update()
         self.rng.advance()
         return {name: term.detach() for name, term in terms.items()}
 
+    def _backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
+        """Make gradients of the one loss, or of several models' which share no weights."""
+        if self.scale:
+            loss = loss * self.scale.factor
+        loss.sum().backward(inputs=inputs)
+
     def _update(self) -> None:
-        self.optimizer.step()
+        if self.scale:
+            self._update_model(self._gradients())
+            self.scale.update()
+        else:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _update_model(self, gradients: Sequence[Tensor], model: int | None = None) -> None:
+        """Let Adam, which leaves out an update on the device, step what has a gradient now."""
+        assert self.scale
+        optimizer: Any = self.optimizer  # whose two attributes GradScaler sets, too
+        optimizer.found_inf = self.scale.unscale(gradients, model)
+        self.optimizer.step()
+
+    def _gradients(self) -> list[Tensor]:
+        groups = self.optimizer.param_groups
+        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
 
     @functools.cached_property
     def _run(self) -> Callable[..., objectives.Terms]:
@@ -174,6 +192,7 @@ class Trainer:
     def state(self) -> dict[str, Tensor]:
         """Return everything that the next step depends on, by name."""
         tensors = {"rng.seed": self.rng.seed, "rng.step": self.rng.step}
+        tensors |= self.scale.state() if self.scale else {}
         for name, parameter in self._parameters().items():
             tensors[name] = parameter
             for key, value in self.optimizer.state[parameter].items():
@@ -192,6 +211,8 @@ class Trainer:
             for name, parameter in self._parameters().items():
                 for key, value in self.optimizer.state[parameter].items():
                     value.copy_(tensors[f"optimizer.{key}.{name}"])
+            for name, value in (self.scale.state() if self.scale else {}).items():
+                value.copy_(tensors[name])
             self.rng.seed.copy_(tensors["rng.seed"])
             self.rng.step.copy_(tensors["rng.step"])
         except (KeyError, RuntimeError) as error:

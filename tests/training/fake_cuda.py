@@ -29,15 +29,16 @@ SMALL = TrainConfig(
     device="cuda", batch_size=4, latent_dim=3, disc_units=8, warmup_steps=5, critic_steps=2,
     graph=False, **NETS,
 )  # fmt: skip
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 OBJECTIVES = ("vae", "beta-vae", "factor-vae", "infogan", "infowgan-gp")
 
 
 class DeviceTraffic(HostTraffic):
-    """Count operations and bfloat16 products, and record what touches memory of the host, too."""
+    """Count operations and half products, and record what touches memory of the host, too."""
 
     def __init__(self):
         super().__init__()
-        self.count, self.low = 0, 0
+        self.count, self.low = 0, dict.fromkeys(HALVES, 0)
 
     def note(self, name, args, kwargs):
         self.count += 1
@@ -45,7 +46,8 @@ class DeviceTraffic(HostTraffic):
         if name in self.WAITS or any(t.device.type != "cuda" for t in tensors):
             self.found.append(name)
         if name in ("convolution", "addmm", "mm", "bmm", "baddbmm"):
-            self.low += all(t.dtype == torch.bfloat16 for t in tensors)
+            for precision, dtype in HALVES.items():
+                self.low[precision] += all(t.dtype == dtype for t in tensors)
 
 
 MODE = FakeTensorMode()
@@ -94,7 +96,7 @@ def step(models=1, kind="bits", **settings):
         terms = trainer.step()
     return {
         "models": models, "kind": kind, **settings, "operations": traffic.count,
-        "bf16_products": traffic.low, "host": traffic.found, "encoded": encoded,
+        "half_products": traffic.low, "host": traffic.found, "encoded": encoded, "state": sorted(trainer.state()),
         "terms": {n: [t.device.type, str(t.dtype), list(t.shape)] for n, t in terms.items()},
     }  # fmt: skip
 
@@ -107,7 +109,7 @@ def main():
         built_for_real(trainer_class)
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda *args, **kwargs: True
-    precisions, backends = ("fp32", "tf32", "bf16"), (None, "reference")
+    precisions, backends = ("fp32", "tf32", *HALVES), (None, "reference")
     with MODE:
         for objective, precision, backend in itertools.product(OBJECTIVES, precisions, backends):
             gan = objective.startswith("info")
@@ -116,7 +118,8 @@ def main():
             for models in (1,) if gan else (1, 3):
                 print(json.dumps(step(models, **settings)))
         for kind, backend in itertools.product(("bits", "bytes", "layers"), backends):
-            print(json.dumps(step(kind=kind, precision="bf16", backend=backend)))
+            for precision in HALVES:
+                print(json.dumps(step(kind=kind, precision=precision, backend=backend)))
         with DeviceTraffic() as traffic:
             torch.tensor([1.0, 2.0], device="cuda") + torch.ones(2).to("cuda")
         print(json.dumps({"probe": traffic.found}))

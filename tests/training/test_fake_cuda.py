@@ -34,8 +34,8 @@ def steps(lines):
 
 
 def test_no_step_touches_the_host(steps):
-    # Five objectives, three precisions, two backends; three of the objectives stacked, too.
-    assert len(steps) == (5 + 3) * 3 * 2 + 3 * 2
+    # Five objectives, four precisions, two backends; three of the objectives stacked, too.
+    assert len(steps) == (5 + 3) * 4 * 2 + 3 * 2 * 2
     for step in steps:
         assert step["host"] == [], step
         assert step["operations"] > 30, step
@@ -52,9 +52,15 @@ def test_terms_are_float32_on_the_device(steps):
             assert step["models"] == 1 or shape[0] == step["models"], (step, name)
 
 
-def test_bf16_products_where_they_are_asked_for(steps):
+def test_half_products_where_they_are_asked_for(steps):
     for step in steps:
-        assert (step["bf16_products"] > 5) == (step["precision"] == "bf16"), step
+        for precision, products in step["half_products"].items():
+            assert (products > 5) == (step["precision"] == precision), step
+
+
+def test_a_loss_scale_in_float16_alone(steps):
+    for step in steps:
+        assert ("loss_scale.factor" in step["state"]) == (step["precision"] == "fp16"), step
 
 
 def test_both_batches_pass_the_encoder_together(steps):
