@@ -6,12 +6,15 @@ The command line is made from these fields: a field's docstring is its help text
 import dataclasses
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from types import UnionType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from fvae.errors import UserError
 from fvae.registry import OBJECTIVES
+from fvae.scalars import boolean, integer, real
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check every field; raise a UserError that names the first bad one."""
+        for one in dataclasses.fields(self):
+            option = f"--{one.name.replace('_', '-')}"
+            value = _plain(option, one.type, getattr(self, one.name))
+            object.__setattr__(self, one.name, value)  # what frozen forbids all others
         optional = () if self.checkpoint_every is None else ("checkpoint_every",)
         for name in _POSITIVE + optional:
             value = getattr(self, name)
@@ -192,6 +199,27 @@ class StudyConfig(TrainConfig):
             for value in getattr(self, name):
                 if not value >= 0 or not math.isfinite(value):
                     raise UserError(f"--{name}: got {value}, expected 0 or more")
+
+
+def _plain(option: str, kind: Any, value: Any) -> Any:
+    """Return a setting as JSON holds it: NumPy's numbers and those in tensors as Python's."""
+    of = get_args(kind)
+    if isinstance(kind, UnionType):  # of one kind and None
+        return None if value is None else _plain(option, of[0], value)
+    try:
+        if get_origin(kind) is tuple:
+            if isinstance(value, str) or not hasattr(value, "__iter__"):
+                raise TypeError(f"{option}: got {value!r}, expected several values")
+            return tuple(_plain(option, of[0], one) for one in value)
+        if kind in (bool, int, float):
+            return {bool: boolean, int: integer, float: real}[kind](option, value)
+        if kind is str and isinstance(value, os.PathLike):
+            return os.fspath(value)
+        if kind is str and not isinstance(value, str):
+            raise TypeError(f"{option}: got {value!r}, expected a name")
+    except TypeError as error:
+        raise UserError(str(error)) from None
+    return value
 
 
 _POSITIVE = (

@@ -76,7 +76,9 @@ def _cuda() -> str:
         return "none: this torch is a CPU build"
     if not torch.cuda.is_available():
         return f"torch is built for CUDA {torch.version.cuda}, but no device is visible"
-    half = "bf16 and tf32" if has_fast_bf16(torch.device("cuda")) else "no bf16, but --precision fp16"
+    half = (
+        "bf16 and tf32" if has_fast_bf16(torch.device("cuda")) else "no bf16, but --precision fp16"
+    )
     return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, {half}"
 
 

@@ -16,10 +16,12 @@ The 64-bit key is the run's seed.
 
 import enum
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+from fvae.scalars import integer
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -49,7 +51,8 @@ class Philox:
 
     Args:
         seed: the key, any integer (taken modulo 2**64), or a sequence of M keys, one for each of
-            M models: an op on ``[M, B, d]`` then draws for model m what it draws alone.
+            M models: an op on ``[M, B, d]`` then draws for model m what it draws alone. Integers
+            of Python, of NumPy, or in a tensor, also one that ``torch.func.vmap`` maps over.
         step: the step, ``0 <= step < 2**63``.
         device: where the two int64 tensors live; None is PyTorch's default device.
 
@@ -58,20 +61,23 @@ class Philox:
     noise again. A checkpoint needs the seed and the step, nothing else.
 
     Raises:
-        ValueError: step is negative.
+        TypeError: seed or step is no integer.
+        ValueError: step is negative or too large, or there are no keys.
     """
 
     def __init__(
         self,
-        seed: int | Sequence[int],
+        seed: int | Sequence[int] | Tensor,
         step: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
-        if step < 0:
-            raise ValueError(f"step: got {step}, expected >= 0")
-        keys = _signed(seed) if isinstance(seed, int) else [_signed(int(s)) for s in seed]
-        self.seed = torch.tensor(keys, dtype=torch.int64, device=device)
-        self.step = torch.tensor(step, dtype=torch.int64, device=device)
+        step = integer("step", step)
+        if not 0 <= step < 1 << 63:
+            raise ValueError(f"step: got {step}, expected 0 to 2**63 - 1")
+        # Not tensors of inference mode, which could be neither advanced nor saved outside of it.
+        with torch.inference_mode(False):
+            self.seed = _keys(seed, device)
+            self.step = torch.tensor(step, dtype=torch.int64, device=device)
         self.lane = 0
 
     def at_lane(self, lane: int) -> Self:
@@ -80,6 +86,7 @@ class Philox:
         Args:
             lane: 0 to 2**24 - 1; a new generator has lane 0.
         """
+        lane = integer("lane", lane)
         if not 0 <= lane < 1 << 24:
             raise ValueError(f"lane: got {lane}, expected 0 to {(1 << 24) - 1}")
         other = object.__new__(type(self))
@@ -239,6 +246,24 @@ def normal(word: Tensor) -> Tensor:
     angle = pair[..., 1].to(torch.float32) * (2.0 * torch.pi * 2.0**-24)
     radius = torch.sqrt(-2.0 * torch.log(u))
     return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).flatten(-2)
+
+
+def _keys(seed: Any, device: torch.device | str | None) -> Tensor:
+    """Keys as int64 [] or [M], the bits of each modulo 2**64."""
+    if isinstance(seed, Tensor) and seed.dim() < 2 and seed.numel():
+        if seed.dtype == torch.uint64:
+            seed = seed.view(torch.int64)
+        elif seed.dtype == torch.bool or seed.is_floating_point() or seed.is_complex():
+            raise TypeError(f"seed: got {seed.dtype}, expected integers")
+        # A copy, which keeps its numbers; asked for by name: under vmap nobody knows them.
+        return seed.to(device or torch.get_default_device(), torch.int64, copy=True)
+    if not hasattr(seed, "__iter__") or not getattr(seed, "ndim", 1):
+        keys: Any = _signed(integer("seed", seed))
+    else:
+        keys = [_signed(integer("seed", s)) for s in seed]
+        if not keys:
+            raise ValueError("seed: got no keys, expected one or more")
+    return torch.tensor(keys, dtype=torch.int64, device=device)
 
 
 def _signed(seed: int) -> int:

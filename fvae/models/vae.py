@@ -160,7 +160,9 @@ def initialised(seed: int) -> Iterator[None]:
     ``torch.manual_seed`` would seed the GPUs' generators, too.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
+        # Any integer is a seed; of those that PyTorch refuses, the remainder modulo 2**64.
+        fits = -(1 << 63) <= seed < 1 << 64
+        torch.default_generator.manual_seed(seed if fits else seed % (1 << 64))
         yield
 
 

@@ -10,6 +10,7 @@ from fvae.ops import autograd, reference
 from fvae.ops.checks import FLOATS, check_float, check_same, keys
 from fvae.ops.registry import implementation
 from fvae.philox import Philox
+from fvae.scalars import integer
 
 # --- gather_batch ---------------------------------------------------------------------------
 
@@ -95,10 +96,12 @@ def gather_batch(
         indices, int64 ``[B]`` or ``[M, B]``.
 
     Raises:
+        TypeError: batch_size is no integer.
         ValueError: batch_size < 1, the store is empty, rng is on another device, or the backend
             does not exist.
     """
     data = store.data
+    batch_size = integer("batch_size", batch_size)
     if batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
     if data.dim() != 2 or data.dtype != torch.uint8 or data.shape[0] == 0:
