@@ -2,10 +2,11 @@
 
 import ctypes
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from fvae.errors import UserError
@@ -73,6 +74,38 @@ def autocast(device: torch.device, precision: str, cached: bool = False) -> torc
     return torch.autocast(
         device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=cached
     )
+
+
+@contextmanager
+def as_imported() -> Iterator[None]:
+    """Within it, what a program may have set for all of PyTorch is as PyTorch starts with it.
+
+    float32 and the CPU are the defaults of new tensors, gradients are on, inference mode and
+    autocast are off, and float32 products on the CPU are IEEE float32; NumPy raises nothing that
+    it would warn of. What was set comes back at the end. The number of threads, deterministic
+    algorithms, anomaly detection and random numbers stay as they are set.
+    """
+    with ExitStack() as stack:
+        dtype = torch.get_default_dtype()
+        if dtype != torch.float32:
+            stack.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float32)
+        # Where there is nothing to undo this is left alone: it would be asked at every call.
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
+        stack.callback(_set_products(tf32=False))
+        mkldnn: Any = torch.backends.mkldnn  # as cudnn below
+        for backend in (mkldnn.matmul, mkldnn.conv):
+            if (before := backend.fp32_precision) in ("bf16", "tf32"):
+                stack.callback(setattr, backend, "fp32_precision", before)
+                backend.fp32_precision = "ieee"
+        yield
 
 
 @contextmanager

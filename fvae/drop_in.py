@@ -9,17 +9,18 @@ Importing this loads PyTorch and the ops; what the metrics need is loaded when o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from fvae.device import as_imported
 from fvae.errors import UserError
 from fvae.ops import permute_dims
-from fvae.ops.reference import kl_to_prior
 from fvae.registry import METRICS
+from fvae.scalars import integer
 from fvae.training.two_players import two_players
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def score(
     protocol: str = "kim2018",
     seed: int = 0,
     batch_size: int = 128,
+    num_workers: int = 0,
+    key: str | int | None = None,
 ) -> (
     metrics.FactorVaeResult
     | metrics.BetaVaeResult
@@ -78,17 +81,22 @@ def score(
     Args:
         encode: from images, a tensor ``[n, ...]`` of at most ``batch_size``, to codes ``[n, d]``,
             or to (mu, logvar) of that shape, of which mu is scored and the KL serves the
-            protocol's pruning. Tensors on any device, or NumPy arrays.
+            protocol's pruning. Tensors on any device, or NumPy arrays; or a distribution of
+            :mod:`torch.distributions`, whose mean is scored; or a dictionary or object with mu (or
+            mean) and logvar (or log_var).
         dataset: image i has the mixed-radix digits of i as its factor classes, the last factor
             fastest. A :class:`fvae.data.Store` (images come as float32 in 0..1), an array or
-            tensor ``[N, ...]``, or a map-style data set of PyTorch whose items are images, or
-            begin with them (both come as they are).
+            tensor ``[N, ...]`` (which come as they are), or a map-style data set of PyTorch or
+            Hugging Face, or a list: items are images, tuples that begin with one, or dictionaries
+            that hold one (:func:`fvae.items.image_of`). PIL images come as uint8 ``[C, H, W]``.
         factor_sizes: K sizes, each at least 2, whose product is N; None takes the store's.
         metric: a name in :data:`fvae.registry.METRICS`: "factor_vae", "beta_vae", "mig", "sap",
             "dci".
         protocol: of "factor_vae" and "beta_vae"; the others have one protocol.
         seed: of the metric's random numbers.
         batch_size: images encoded at a time.
+        num_workers: processes that read a map-style data set, as of PyTorch's ``DataLoader``.
+        key: of the image in an item; None takes the first of :data:`fvae.items.IMAGE_KEYS`.
 
     Returns:
         the result of :func:`fvae.metrics.factor_vae_score` or its sister: ``.score``, and the
@@ -99,13 +107,20 @@ def score(
             another shape or a code that is not finite, or a metric, protocol or size does not
             exist.
     """
-    from fvae import metrics
+    from fvae import items, metrics
 
+    try:
+        seed, batch_size = integer("seed", seed), integer("batch_size", batch_size)
+        num_workers = integer("num_workers", num_workers)
+    except TypeError as error:
+        raise UserError(str(error)) from None
+    items.check(dataset)
     if factor_sizes is None:
         factor_sizes = getattr(dataset, "factor_sizes", None)
         if not factor_sizes:
             raise UserError("factor_sizes: the data set has none of its own; give one a factor")
-    rows = metrics.needed(factor_sizes, metric, protocol, seed)
+    with as_imported():
+        rows = metrics.needed(factor_sizes, metric, protocol, seed)
     total = prod(factor_sizes)
     if len(dataset) != total:
         raise UserError(
@@ -114,16 +129,19 @@ def score(
         )
     if batch_size < 1:
         raise UserError(f"batch_size: got {batch_size}, expected at least 1")
+    if num_workers < 0:
+        raise UserError(f"num_workers: got {num_workers}, expected at least 0")
     codes: Tensor | None = None
     kl: Tensor | float | None = 0.0
     done = 0
     with torch.no_grad():
-        for images in _batches(dataset, rows, batch_size):
+        for images in items.batches(dataset, rows, batch_size, num_workers, key):
             part = rows[done : done + len(images)]
-            mu, kl_rows = _codes(encode(images), part)
+            mu, kl_rows = items.codes(encode(images), part)
             if codes is None:
                 # A metric that read a row which was not encoded would say so.
-                codes = torch.full((total, mu.shape[1]), torch.nan, dtype=mu.dtype)
+                shape = total, mu.shape[1]
+                codes = torch.full(shape, torch.nan, dtype=mu.dtype, device="cpu")
             if mu.shape[1] != codes.shape[1]:
                 raise UserError(
                     f"encode: gave {mu.shape[1]} dimensions, after {codes.shape[1]} for the"
@@ -133,45 +151,5 @@ def score(
             kl = None if kl is None or kl_rows is None else kl + kl_rows.sum(0)
             done += len(images)
     mean_kl = None if kl is None else kl / len(rows)
-    return METRICS[metric].score(codes, factor_sizes, protocol, seed, mean_kl)
-
-
-def _batches(dataset: Any, rows: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """The images of the rows, in order, in batches."""
-    from fvae.data import Store
-
-    if isinstance(dataset, Store):
-        from fvae.evaluate import pixels
-
-        yield from (pixels(dataset, part) for part in rows.split(batch_size))
-    elif hasattr(dataset, "shape"):  # an array, a tensor, or an array in a file
-        for part in rows.split(batch_size):
-            at = part.to(dataset.device) if isinstance(dataset, Tensor) else part.numpy()
-            yield torch.as_tensor(dataset[at])
-    else:
-        subset = torch.utils.data.Subset(dataset, rows.tolist())
-        # A generator of its own: without one the loader would draw from PyTorch's.
-        generator = torch.Generator()
-        for batch in torch.utils.data.DataLoader(subset, batch_size, generator=generator):
-            yield batch[0] if isinstance(batch, list | tuple) else batch
-
-
-def _codes(given: Any, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Codes on the CPU, checked, and the KL of each to the prior where logvar was given."""
-    several = isinstance(given, list | tuple)
-    if several and len(given) != 2:
-        raise UserError(f"encode: gave {len(given)} things, expected codes, or (mu, logvar)")
-    tensors = [torch.as_tensor(t).detach().cpu() for t in (given if several else (given,))]
-    for t in tensors:
-        if t.dim() != 2 or t.shape != (len(rows), tensors[0].shape[1]):
-            raise UserError(
-                f"encode: gave {' and '.join(str(list(t.shape)) for t in tensors)} for"
-                f" {len(rows)} images, expected [{len(rows)}, d]"
-            )
-        if not t.is_floating_point():
-            raise UserError(f"encode: gave {t.dtype}, expected floating point")
-        bad = rows[~t.isfinite().all(1)]
-        if len(bad):
-            raise UserError(f"encode: gave a code that is not finite for image {int(bad[0])}")
-    mu = tensors[0]
-    return mu, kl_to_prior(mu.double(), tensors[1].double()) if several else None
+    with as_imported():
+        return METRICS[metric].score(codes, factor_sizes, protocol, seed, mean_kl)

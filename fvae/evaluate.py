@@ -11,7 +11,7 @@ import torch
 
 from fvae import metrics
 from fvae.data import Store
-from fvae.device import arithmetic
+from fvae.device import arithmetic, as_imported
 from fvae.errors import UserError
 from fvae.files import write_atomically
 from fvae.models.infogan import InfoGAN
@@ -30,6 +30,7 @@ def pixels(store: Store, indices: torch.Tensor) -> torch.Tensor:
     return reference.unpack(store.rows(indices), store.image_shape, store.binary, torch.float32)
 
 
+@as_imported()
 def encode(
     model: VAE | InfoGAN,
     store: Store,
@@ -69,6 +70,7 @@ def encode(
     return codes, model.information(codes, logvars)
 
 
+@as_imported()
 def evaluate(
     run: Path,
     store: Store,

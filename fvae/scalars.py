@@ -18,7 +18,7 @@ def integer(name: str, value: Any) -> int:
             return operator.index(value)
         except (TypeError, RuntimeError):  # of a tensor that holds a float; under torch.func
             pass
-    raise TypeError(f"{name}: got {value!r}, expected an integer")
+    raise TypeError(f"{name}: got {_shown(value)}, expected an integer")
 
 
 def real(name: str, value: Any) -> float | int:
@@ -35,7 +35,7 @@ def real(name: str, value: Any) -> float | int:
             return float(value)
         except (TypeError, ValueError, RuntimeError):
             pass
-    raise TypeError(f"{name}: got {value!r}, expected a number")
+    raise TypeError(f"{name}: got {_shown(value)}, expected a number")
 
 
 def boolean(name: str, value: Any) -> bool:
@@ -46,7 +46,13 @@ def boolean(name: str, value: Any) -> bool:
     """
     if _is_bool(value) and not getattr(value, "ndim", 0):
         return bool(value)
-    raise TypeError(f"{name}: got {value!r}, expected True or False")
+    raise TypeError(f"{name}: got {_shown(value)}, expected True or False")
+
+
+def _shown(value: Any) -> str:
+    """The value on one line: an array would take many."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _is_bool(value: Any) -> bool:

@@ -23,6 +23,7 @@ from fvae.data.reading import reading
 from fvae.data.shapes3d import load_shapes3d_h5
 from fvae.data.shapes3d_scene import render_shapes3d
 from fvae.data.store import Store
+from fvae.device import as_imported
 from fvae.errors import UserError
 from fvae.registry import DATA
 
@@ -51,6 +52,7 @@ _FILES = (".npz", ".h5", ".hdf5", ".pth")
 Builder = Callable[[Callable[[float], None]], Store]
 
 
+@as_imported()
 def load(source: str | Path, progress: bool = False) -> Store:
     """The data set of that name or in that file, drawn or converted once and then cached.
 

@@ -172,7 +172,8 @@ class Store:
 
 
 def _whole_numbers(values: object, name: str) -> torch.Tensor:
-    values = torch.as_tensor(values)
+    if not isinstance(values, torch.Tensor):
+        values = torch.as_tensor(values, device="cpu")  # whatever the default device
     if values.numel() == 0:  # an empty list becomes a float tensor
         return values.long()
     if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool:

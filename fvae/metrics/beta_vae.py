@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from fvae import ops
+from fvae.device import as_imported
 from fvae.metrics.checks import codes_of, factor_sizes_of, require_finite, seed_of
 from fvae.metrics.protocols import BETA_VAE, BetaVaeProtocol, lookup
 from fvae.metrics.sampling import EVAL_LANE, TRAIN_LANE, beta_vae_rows
@@ -35,6 +36,7 @@ class BetaVaeResult:
     protocol: BetaVaeProtocol
 
 
+@as_imported()
 def beta_vae_score(
     codes: Tensor | np.ndarray,
     factor_sizes: Sequence[int],

@@ -8,6 +8,7 @@ import torch
 from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor
 
+from fvae.device import as_imported
 from fvae.metrics.protocols import DCI, DciProtocol
 from fvae.metrics.samples import draw
 
@@ -31,6 +32,7 @@ class DciResult:
     protocol: DciProtocol
 
 
+@as_imported()
 def dci_score(codes: Tensor | np.ndarray, factor_sizes: Sequence[int], seed: int = 0) -> DciResult:
     """D = sum_j rho_j (1 - H_K(P_j)), C = mean_k (1 - H_d(P'_k)), I = mean test accuracy.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fvae import ops
+from fvae.device import as_imported
 from fvae.errors import UserError
 from fvae.metrics.checks import codes_of, factor_sizes_of, require_finite, seed_of
 from fvae.metrics.protocols import FACTOR_VAE, FactorVaeProtocol, lookup
@@ -40,6 +41,7 @@ class FactorVaeResult:
     note: str = ""
 
 
+@as_imported()
 def factor_vae_score(
     codes: Tensor | np.ndarray,
     factor_sizes: Sequence[int],

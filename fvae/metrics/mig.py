@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from fvae.device import as_imported
 from fvae.metrics.protocols import MIG, MigProtocol
 from fvae.metrics.samples import draw
 
@@ -27,6 +28,7 @@ class MigResult:
     protocol: MigProtocol
 
 
+@as_imported()
 def mig_score(codes: Tensor | np.ndarray, factor_sizes: Sequence[int], seed: int = 0) -> MigResult:
     """MIG = mean over factors k of (greatest - second greatest I(z_j; v_k) over j) / H(v_k).
 

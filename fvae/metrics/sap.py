@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from fvae.device import as_imported
 from fvae.metrics import linear_svm
 from fvae.metrics.protocols import SAP, SapProtocol
 from fvae.metrics.samples import draw
@@ -26,6 +27,7 @@ class SapResult:
     protocol: SapProtocol
 
 
+@as_imported()
 def sap_score(codes: Tensor | np.ndarray, factor_sizes: Sequence[int], seed: int = 0) -> SapResult:
     """SAP = mean over factors k of (greatest - second greatest accuracy[j, k] over j).
 

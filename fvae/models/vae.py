@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fvae.config import TrainConfig
+from fvae.device import as_imported
 from fvae.ops.reference import kl_to_prior
 
 #: Slope of the discriminator's leaky ReLU for negative input.
@@ -159,7 +160,7 @@ def initialised(seed: int) -> Iterator[None]:
     The caller's random numbers go on as if nothing had been drawn, on every device:
     ``torch.manual_seed`` would seed the GPUs' generators, too.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with as_imported(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # Any integer is a seed; of those that PyTorch refuses, the remainder modulo 2**64.
         fits = -(1 << 63) <= seed < 1 << 64
         torch.default_generator.manual_seed(seed if fits else seed % (1 << 64))

@@ -12,6 +12,7 @@ from torch import Tensor
 from fvae import philox
 from fvae.config import TrainConfig
 from fvae.data import Store
+from fvae.device import as_imported
 from fvae.evaluate import encode, pixels
 from fvae.files import write_atomically
 from fvae.models.infogan import InfoGAN
@@ -73,6 +74,7 @@ def by_kl(kl: Tensor) -> list[int]:
     return torch.argsort(kl, descending=True, stable=True).tolist()
 
 
+@as_imported()
 def write_traversals(run: Path, store: Store, out: Path | None = None) -> tuple[Path, Path]:
     """Write ``traversal.png`` and ``traversal.gif`` of a run: a row or tile for each latent.
 
@@ -215,6 +217,7 @@ def read_scores(run: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(run.glob("eval-*.json"))]
 
 
+@as_imported()
 def write_report(run: Path, store: Store) -> Path:
     """Write ``report.html``: one page with every picture inside it, readable without a network.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fvae.config import TrainConfig
+from fvae.device import as_imported
 from fvae.errors import UserError
 from fvae.files import write_atomically
 from fvae.models import vae as nets
@@ -119,6 +120,7 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], prefix: str, pat
             parameter.copy_(value)
 
 
+@as_imported()
 def load(run: str | Path, device: torch.device | str = "cpu") -> VAE | InfoGAN:
     """Return the trained model of a run folder, in eval mode.
 

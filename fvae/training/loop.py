@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from fvae.config import TrainConfig
 from fvae.data import Store
-from fvae.device import resolve_device, resolve_precision
+from fvae.device import as_imported, resolve_device, resolve_precision
 from fvae.errors import UserError
 from fvae.files import write_atomically
 from fvae.registry import DATA
@@ -79,6 +79,7 @@ def settle(config: _Config) -> _Config:
     )
 
 
+@as_imported()
 def train(
     config: TrainConfig,
     store: Store,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fvae.config import TrainConfig
 from fvae.data import Store
+from fvae.device import as_imported
 from fvae.errors import UserError
 from fvae.models import vae as nets
 from fvae.models.stacked import StackedVAE, stack
@@ -188,6 +189,7 @@ class StackedTrainer(Trainer):
                 count.copy_(state[name])
 
 
+@as_imported()
 def train(
     configs: list[TrainConfig],
     store: Store,

@@ -96,7 +96,8 @@ def step(models=1, kind="bits", **settings):
         terms = trainer.step()
     return {
         "models": models, "kind": kind, **settings, "operations": traffic.count,
-        "half_products": traffic.low, "host": traffic.found, "encoded": encoded, "state": sorted(trainer.state()),
+        "half_products": traffic.low, "host": traffic.found, "encoded": encoded,
+        "state": sorted(trainer.state()),
         "terms": {n: [t.device.type, str(t.dtype), list(t.shape)] for n, t in terms.items()},
     }  # fmt: skip
 
