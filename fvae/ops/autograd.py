@@ -32,11 +32,10 @@ def transformed() -> bool:
     return _transformed() or forward_ad._current_level >= 0
 
 
-def _keep(ctx: Any, *tensors: Tensor) -> None:
-    """Save tensors for backward, those made in inference mode, which PyTorch refuses, as copies."""
-    if not torch.compiler.is_compiling():  # which cannot ask
-        tensors = tuple(t.clone() if t.is_inference() else t for t in tensors)
-    ctx.save_for_backward(*tensors)
+def savable(x: Tensor) -> Tensor:
+    """Return a tensor that backward may keep: of one made in inference mode, a copy."""
+    # Not asked where torch.compile traces: it cannot ask, and meets none.
+    return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
 
 
 # --- the dimension that vmap maps over ------------------------------------------------------------
@@ -87,7 +86,7 @@ def _with_keys(run: Callable, inputs: int, info: Any, in_dims: tuple, args: tupl
 class _Reparameterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, mu, logvar, seed, step, lane, backend):
-        _keep(ctx, mu, logvar, seed, step)
+        ctx.save_for_backward(mu, logvar, seed, step)
         ctx.lane, ctx.backend = lane, backend
         return implementation("reparameterize", backend)(mu, logvar, seed, step, lane)
 
@@ -109,7 +108,7 @@ class _ReparameterizeFunc(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, ctx.lane, ctx.backend = inputs
-        _keep(ctx, *tensors)
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx, *grads):
@@ -133,7 +132,7 @@ def reparameterize(
 ) -> tuple[Tensor, Tensor]:
     """z and kl of :func:`fvae.ops.reparameterize`, with their gradients."""
     args = (mu, logvar, seed, step, lane)
-    if transformed():
+    if _transformed() or forward_ad._current_level >= 0:
         if forward_ad._current_level >= 0:
             return reference.reparameterize(*args)
         return _ReparameterizeFunc.apply(*args, backend)
@@ -148,7 +147,7 @@ def reparameterize(
 class _PermuteDims(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, seed, step, lane, inverse, backend):
-        _keep(ctx, seed, step)
+        ctx.save_for_backward(seed, step)
         ctx.rest = lane, not inverse, backend
         return _permutation(inverse, backend)(z, seed, step, lane)
 
@@ -166,7 +165,7 @@ class _PermuteDimsFunc(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         _, seed, step, lane, inverse, backend = inputs
-        _keep(ctx, seed, step)
+        ctx.save_for_backward(seed, step)
         ctx.rest = lane, not inverse, backend
 
     backward = _PermuteDims.backward
@@ -184,7 +183,7 @@ def permute_dims(
     z: Tensor, seed: Tensor, step: Tensor, lane: int, inverse: bool, backend: str | None
 ) -> Tensor:
     """z_perm of :func:`fvae.ops.permute_dims`, or the inverse permutation, with its gradient."""
-    if transformed():
+    if _transformed() or forward_ad._current_level >= 0:
         if forward_ad._current_level >= 0:
             run = reference.permute_dims_backward if inverse else reference.permute_dims
             return run(z, seed, step, lane)
@@ -202,7 +201,7 @@ class _LogitRatio(torch.autograd.Function):
     def forward(ctx, logits_z, logits_perm, backend):
         run = implementation("logit_ratio", backend)
         tc, disc_loss, accuracy, slope_z, slope_perm = run(logits_z, logits_perm)
-        _keep(ctx, slope_z, slope_perm, logits_z, logits_perm)
+        ctx.save_for_backward(slope_z, slope_perm, logits_z, logits_perm)
         ctx.mark_non_differentiable(accuracy)
         return tc, disc_loss, accuracy
 
@@ -222,7 +221,7 @@ class _LogitRatioFunc(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _keep(ctx, *inputs[:2])
+        ctx.save_for_backward(*inputs[:2])
         ctx.mark_non_differentiable(output[2])
 
     @staticmethod
@@ -249,7 +248,7 @@ def logit_ratio(
     logits_z: Tensor, logits_perm: Tensor, backend: str | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """tc, disc_loss and accuracy of :func:`fvae.ops.logit_ratio`, with their gradients."""
-    if transformed():
+    if _transformed() or forward_ad._current_level >= 0:
         if forward_ad._current_level >= 0:
             return reference.logit_ratio(logits_z, logits_perm)[:3]
         return _LogitRatioFunc.apply(logits_z, logits_perm, backend)
@@ -265,7 +264,7 @@ class _Likelihood(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, target, op, backend):
         nll, grad = implementation(op, backend)(logits, target)
-        _keep(ctx, grad, logits, target)
+        ctx.save_for_backward(grad, logits, savable(target))
         ctx.op = op
         return nll
 
@@ -285,7 +284,7 @@ class _LikelihoodFunc(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         logits, target, ctx.op, _ = inputs
-        _keep(ctx, logits, target)
+        ctx.save_for_backward(logits, savable(target))
 
     @staticmethod
     def backward(ctx, grad_nll):

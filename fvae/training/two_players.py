@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fvae import ops
 from fvae.models.vae import LEAKY_SLOPE, Discriminator
-from fvae.ops.autograd import transformed
+from fvae.ops.autograd import savable, transformed
 
 # oneDNN's float32 matrix product, which PyTorch keeps for its compiler; absent in some builds.
 _ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -55,7 +55,9 @@ class _SharedBackward(torch.autograd.Function):
         logits = _linear(activations[-1], weights[-1], biases[-1])
         run = ops.implementation("logit_ratio", backend)
         tc, disc_loss, accuracy, slope_z, slope_perm = run(*logits.chunk(2, dim=-2))
-        ctx.save_for_backward(slope_z, slope_perm, z, z_perm, *activations, *weights, *parameters)
+        ctx.save_for_backward(
+            slope_z, slope_perm, z, savable(z_perm), *activations, *weights, *parameters
+        )
         ctx.dtype, ctx.backend = dtype, backend
         ctx.mark_non_differentiable(accuracy)
         return tc, disc_loss, accuracy
