@@ -50,6 +50,13 @@ def triton_and_reference(name, *args):
     return [ops.BACKENDS[backend][name](*args) for backend in ("triton", "reference")]
 
 
+def packed(bits):
+    """Images of bits, bool ``[..., C, H, W]``, as the rows of a binary store."""
+    flat = bits.flatten(-3).to(torch.uint8)
+    flat = torch.nn.functional.pad(flat, (0, -flat.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return (flat << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1).to(torch.uint8)
+
+
 # --- the ops of the metrics -----------------------------------------------------------------------
 
 SIZES = (3, 4, 5)

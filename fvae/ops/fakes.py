@@ -51,6 +51,12 @@ def _(logits, target):
     return nll, torch.empty_like(logits)
 
 
+@torch.library.register_fake("fvae::gaussian_nll", lib=LIBRARY)
+def _(mean, target):
+    nll = mean.new_empty(mean.shape[:-4], dtype=_sum_dtype(mean))
+    return nll, torch.empty_like(mean)
+
+
 @torch.library.register_fake("fvae::metric_votes", lib=LIBRARY)
 def _(codes, factor_sizes, votes, samples, balanced, scale, active, seed, step, lane):
     shape = (codes.shape[0], codes.shape[2], len(factor_sizes))

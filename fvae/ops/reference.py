@@ -121,7 +121,8 @@ def unpack(rows: Tensor, image_shape: Sequence[int], packed: bool, dtype: torch.
         pixels = ((rows[..., None] >> bit) & 1).to(dtype)
     else:
         pixels = rows.to(dtype) * (1 / 255)
-    return pixels.reshape(-1, *image_shape)
+    # The last byte of a row may have bits left over.
+    return pixels.flatten(1)[:, : prod(image_shape)].reshape(-1, *image_shape)
 
 
 def gather_batch(
@@ -140,19 +141,38 @@ def gather_batch(
     return unpack(rows, image_shape, packed, dtype).unflatten(0, indices.shape), indices
 
 
+def _pixels(target: Tensor, like: Tensor) -> Tensor:
+    """Any form of target as floating point of the shape and dtype of ``like``."""
+    if target.dtype == torch.uint8 and target.shape != like.shape:
+        return unpack(target.flatten(0, -2), like.shape[-3:], True, like.dtype).view(like.shape)
+    if target.dtype == torch.uint8:
+        return target.to(like.dtype) * (1 / 255)
+    return target.to(like.dtype)
+
+
 def bernoulli_nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """sum over pixels, mean over the batch, of log(1 + exp(l)) - l x; and its gradient."""
+    """sum over pixels, mean over the batch, of log(1 + exp(l)) - l x; and its gradient.
+
+    NaN where a floating-point target is outside 0..1.
+    """
     wide = _wide(logits)
-    if target.dtype == torch.uint8 and target.shape != logits.shape:
-        x = unpack(target.flatten(0, -2), logits.shape[-3:], True, wide.dtype).view(logits.shape)
-    elif target.dtype == torch.uint8:
-        x = target.to(wide.dtype) * (1 / 255)
-    else:
-        x = target.to(wide.dtype)
+    x = _pixels(target, wide)
     nll = (F.softplus(wide) - wide * x).sum((-3, -2, -1)).mean(-1)
+    if target.is_floating_point():
+        low, high = x.aminmax()
+        nll = nll.masked_fill(~((low >= 0) & (high <= 1)), torch.nan)
     # In place: the gradient keeps the layout of the logits, and the image is walked once less.
     grad = torch.sigmoid(wide).sub_(x).mul_(1 / logits.shape[-4])
     return nll, grad.to(logits.dtype)
+
+
+def gaussian_nll(mean: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """sum over pixels, mean over the batch, of (m - x)^2 / 2; and its gradient."""
+    wide = _wide(mean)
+    # Into memory laid out as the mean is, as the gradient will be.
+    error = torch.sub(wide, _pixels(target, wide), out=torch.empty_like(wide))
+    nll = 0.5 * error.square().sum((-3, -2, -1)).mean(-1)
+    return nll, error.mul_(1 / mean.shape[-4]).to(mean.dtype)
 
 
 def strides(factor_sizes: Sequence[int]) -> list[int]:

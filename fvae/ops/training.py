@@ -274,13 +274,13 @@ def logit_ratio(
     return implementation("logit_ratio", backend)(logits_z, logits_perm)[:3]
 
 
-# --- bernoulli_nll --------------------------------------------------------------------------
+# --- bernoulli_nll, gaussian_nll -------------------------------------------------------------
 
 
-class _BernoulliNLL(torch.autograd.Function):
+class _PixelNLL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, target, backend):
-        nll, grad = implementation("bernoulli_nll", backend)(logits, target)
+    def forward(ctx, out, target, op, backend):
+        nll, grad = implementation(op, backend)(out, target)
         ctx.save_for_backward(grad)
         return nll
 
@@ -288,7 +288,23 @@ class _BernoulliNLL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_nll):
         (grad,) = ctx.saved_tensors
-        return grad * grad_nll.view(*grad_nll.shape, 1, 1, 1, 1).to(grad.dtype), None, None
+        return grad * grad_nll.view(*grad_nll.shape, 1, 1, 1, 1).to(grad.dtype), None, None, None
+
+
+def _pixel_nll(op: str, name: str, out: Tensor, target: Tensor, backend: str | None) -> Tensor:
+    """The checks and the call of either op; ``name`` is what it calls its ``out``."""
+    check_float(name, out, (4, 5), "[B, C, H, W] or [M, B, C, H, W]")
+    packed = (*out.shape[:-3], -(-out.shape[-3:].numel() // 8))
+    if target.shape != out.shape and not (target.dtype == torch.uint8 and target.shape == packed):
+        raise ValueError(
+            f"target: got shape {list(target.shape)} {target.dtype}, expected"
+            f" {list(out.shape)}, or uint8 {list(packed)} of packed bits"
+        )
+    if target.dtype not in (*FLOATS, torch.bool, torch.uint8):
+        raise TypeError(f"target: got {target.dtype}, expected floating point, bool or uint8")
+    if out.requires_grad and torch.is_grad_enabled():
+        return _PixelNLL.apply(out, target, op, backend)
+    return implementation(op, backend)(out, target)[0]
 
 
 def bernoulli_nll(logits: Tensor, target: Tensor, backend: str | None = None) -> Tensor:
@@ -301,8 +317,55 @@ def bernoulli_nll(logits: Tensor, target: Tensor, backend: str | None = None) ->
             bool of the logits' shape, 0 or 1;
             uint8 of the logits' shape, bytes 0..255, x = byte / 255 (0/1 images held as uint8
             are passed as ``images.bool()``);
-            uint8 ``[..., C * H * W / 8]``, packed bits: pixel p of the flattened image is bit
-            ``p % 8`` of byte ``p // 8``, as in the ``data`` of a binary store.
+            uint8 ``[..., ceil(C * H * W / 8)]``, packed bits: pixel p of the flattened image is
+            bit ``p % 8`` of byte ``p // 8``, as in the ``data`` of a binary store.
+        backend: None picks; otherwise a name in :data:`BACKENDS`.
+
+    Returns:
+        nll, ``[]`` or ``[M]``, float32, in nats an image. The gradient is made in the forward
+        pass; the target has none. NaN where a floating-point target is outside 0..1 and that
+        cannot be raised: on a GPU, which is not waited for, and where ``torch.compile`` or a
+        transform of ``torch.func`` traces the call.
+
+    Raises:
+        TypeError: logits are not floating point, or target has another dtype.
+        ValueError: the target's shape fits no form, a floating-point target on the CPU is outside
+            0..1 or not a number, or the backend does not exist.
+    """
+    nll = _pixel_nll("bernoulli_nll", "logits", logits, target, backend)
+    if target.is_floating_point() and target.device.type == "cpu":
+        _check_in_unit(nll, target)
+    return nll
+
+
+def _check_in_unit(nll: Tensor, target: Tensor) -> None:
+    """Raise a ValueError where nll is NaN for a target outside 0..1."""
+    if torch.compiler.is_compiling():
+        return
+    try:
+        if not bool(nll.detach().isnan().any()):
+            return
+        low, high = (bound.item() for bound in target.aminmax())
+    except RuntimeError:  # traced or vmapped: there are no values to look at
+        return
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"target: got values from {low:g} to {high:g}, expected floating point in 0..1; scale"
+            " the images, or take gaussian_nll"
+        )
+
+
+def gaussian_nll(mean: Tensor, target: Tensor, backend: str | None = None) -> Tensor:
+    """nll = mean over the batch, sum over pixels, of (m - x)^2 / 2.
+
+    The negative log likelihood of Gaussian pixels of unit variance, without its constant
+    ``C * H * W * log(2 pi) / 2``, which no parameter changes: 0 is a perfect reconstruction, as
+    in other libraries' squared-error losses.
+
+    Args:
+        mean: m, ``[B, C, H, W]`` or ``[M, B, C, H, W]``; float32 or bfloat16; any numbers.
+        target: x, in one of the four forms of :func:`bernoulli_nll`; a floating-point one may
+            have any values.
         backend: None picks; otherwise a name in :data:`BACKENDS`.
 
     Returns:
@@ -310,20 +373,7 @@ def bernoulli_nll(logits: Tensor, target: Tensor, backend: str | None = None) ->
         pass; the target has none.
 
     Raises:
-        TypeError: logits are not floating point, or target has another dtype.
+        TypeError: mean is not floating point, or target has another dtype.
         ValueError: the target's shape fits no form, or the backend does not exist.
     """
-    check_float("logits", logits, (4, 5), "[B, C, H, W] or [M, B, C, H, W]")
-    packed = (*logits.shape[:-3], logits.shape[-3:].numel() // 8)
-    if target.shape != logits.shape and not (
-        target.dtype == torch.uint8 and target.shape == packed
-    ):
-        raise ValueError(
-            f"target: got shape {list(target.shape)} {target.dtype}, expected"
-            f" {list(logits.shape)}, or uint8 {list(packed)} of packed bits"
-        )
-    if target.dtype not in (*FLOATS, torch.bool, torch.uint8):
-        raise TypeError(f"target: got {target.dtype}, expected floating point, bool or uint8")
-    if logits.requires_grad and torch.is_grad_enabled():
-        return _BernoulliNLL.apply(logits, target, backend)
-    return implementation("bernoulli_nll", backend)(logits, target)[0]
+    return _pixel_nll("gaussian_nll", "mean", mean, target, backend)
