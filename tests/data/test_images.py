@@ -396,9 +396,9 @@ def test_a_cache_that_cannot_be_made_is_one_line(pictures, cache):
 def count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     decoded, row = [], images._row
 
-    def counting(files, image, crop, channels):
+    def counting(files, image, *arguments):
         decoded.append(image)
-        return row(files, image, crop, channels)
+        return row(files, image, *arguments)
 
     monkeypatch.setattr(images, "_row", counting)
     return decoded
