@@ -2,15 +2,14 @@
 
 import re
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
-from PIL.ImageFile import _Tile
+from PIL import Image, ImageMode, ImageOps
+from PIL.ImageFile import ImageFile
 
 from fvae.data.cache import warn
 from fvae.data.image_files import FORMATS, ImageFiles
@@ -20,13 +19,13 @@ _BITS = (8, 10, 12, 14, 16)
 _AT_ONCE = 1024  # pictures that are looked at before it is known whether more must be
 
 # Colours of 16 bits, of which pillow keeps the upper eight; in either order of a number's bytes.
-_COLOURS = re.compile(r"(RGB|RGBA|RGBX|CMYK|LA);16([BLN])")
+_COLOURS = re.compile(r"(RGB|RGBA|RGBa|RGBX|CMYK|LA);16([BLN])")
 
 _PLANAR, _BITS_A_SAMPLE = 284, 258  # tags of TIFF
 _PLANES = "its 16-bit colours lie in separate planes; save it with 8 bits"
 
 
-def bits_said(picture: Image.Image) -> int | None:
+def bits_said(picture: ImageFile) -> int | None:
     """Bits a channel of an opened picture, by its format; None for 16 that may not all be used."""
     codec, raw = picture.tile[0][0] if picture.tile else "", _raw_mode(picture)
     if codec == "raw" and _in_planes(picture):  # which pillow takes for eight
@@ -35,19 +34,17 @@ def bits_said(picture: Image.Image) -> int | None:
         return 12
     if codec.startswith(("ppm", "jpeg2k")):  # scaled by the range that the file names
         return 16 if picture.mode.startswith("I") else 8
-    if raw.startswith("RGBa;16"):
-        raise ValueError("its 16-bit colours are multiplied by their opacity; save it with 8 bits")
     return None if picture.mode.startswith("I") or _COLOURS.fullmatch(raw) else 8
 
 
-def _raw_mode(picture: Image.Image) -> str:
+def _raw_mode(picture: ImageFile) -> str:
     """Pillow's name of how a pixel lies in the file, such as "RGB;16B"."""
     arguments = picture.tile[0][3] if picture.tile else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
 
 
-def _in_planes(picture: Image.Image) -> bool:
+def _in_planes(picture: ImageFile) -> bool:
     """Whether a TIFF keeps colours of 16 bits in a plane each."""
     tags = getattr(picture, "tag_v2", {})
     return tags.get(_PLANAR) == 2 and max(tags.get(_BITS_A_SAMPLE, (8,))) > 8
@@ -101,43 +98,70 @@ class Depth:
             with self._files.open(name) as file, Image.open(file, formats=FORMATS) as picture:
                 if bits_said(picture) is not None:
                     return 0, 0
-                values = np.asarray(picture)
+                multiplied, values = _raw_mode(picture).startswith("RGBa"), np.asarray(picture)
         except Exception:  # whatever it is, the conversion will name it
             return 0, 0
         if values.ndim == 2:
             return int(values.max()) >> 8, 0
-        opacity = values[..., 3].max() if picture.mode == "RGBA" else 0
-        return int(values[..., :3].max()), int(opacity)
+        opacity = int(values[..., 3].max()) if picture.mode == "RGBA" else 0
+        return opacity if multiplied else int(values[..., :3].max()), opacity
 
 
 def eight_bits(files: ImageFiles, name: str, bits: tuple[int, int]) -> Image.Image:
     """A picture of 16 bits a channel, upright, with the lowest ``bits`` scaled to eight.
 
-    Raises:
-        ValueError: it holds a number that does not fit into 16 bits.
-    """
-    top = np.array([2 ** bits[0] - 1] * 3 + [2 ** bits[1] - 1], np.uint32)
-    values = sixteen_bits(files, name).astype(np.uint32)
-    if values.ndim == 2:
-        values = values.clip(0, top[0]) * 255 // top[0]
-        return Image.fromarray(values.astype(np.uint8))
-    if values.shape[2] == 2:
-        top = top[2:]
-    top = top[: values.shape[2]]
-    return Image.fromarray((values.clip(0, top) * 255 // top).astype(np.uint8))
-
-
-def sixteen_bits(files: ImageFiles, name: str) -> np.ndarray:
-    """The numbers of a 16-bit picture, upright: ``[H, W]``, or ``[H, W, C]`` of 2 to 4 channels.
+    Args:
+        files: where the picture is.
+        name: its name there.
+        bits: of gray or colour, and of opacity.
 
     Raises:
-        ValueError: a number does not fit into 16 bits.
+        ValueError: it holds a number that does not fit into 16 bits, or pillow cannot read it.
     """
-    parts = list(_parts(files, name))
-    if parts[0].ndim == 2:
-        return parts[0]
-    upper, lower = parts if len(parts) == 2 else (parts[0][..., ::2], parts[0][..., 1::2])
-    return upper.astype(np.uint16) << 8 | lower
+    mode, values = sixteen_bits(files, name)
+    colour, opacity = (2**b - 1 for b in bits)
+    top = [opacity if band == "A" else colour for band in ImageMode.getmode(mode).bands]
+    scaled = values.astype(np.uint32).clip(0, top) * 255 // top
+    return Image.frombytes(mode, values.shape[1::-1], scaled.astype(np.uint8).tobytes())
+
+
+def sixteen_bits(files: ImageFiles, name: str) -> tuple[str, np.ndarray]:
+    """Pillow's mode for eight bits of a 16-bit picture, and its numbers, upright, ``[H, W, C]``.
+
+    Raises:
+        ValueError: a number does not fit into 16 bits, or pillow cannot read it.
+    """
+    upper, mode, colours = _read(files, name)
+    if colours is None:
+        return "L", upper[..., None]
+    if colours[1] == "LA":  # read as four channels of a byte
+        return "LA", upper[..., ::2].astype(np.uint16) << 8 | upper[..., 1::2]
+    # Of a number whose bytes are taken to be in the other order the lower one is kept.
+    big = colours[2] == "B" or (colours[2] == "N" and sys.byteorder == "big")
+    lower, *_ = _read(files, name, f"{colours[1]};16{'L' if big else 'B'}")
+    return mode, upper.astype(np.uint16) << 8 | lower
+
+
+def _read(
+    files: ImageFiles, name: str, other: str = ""
+) -> tuple[np.ndarray, str, re.Match[str] | None]:
+    """A picture's numbers, as if its pixels lay in the file as ``other`` says; mode; kind."""
+    with files.open(name) as file, Image.open(file, formats=FORMATS) as picture:
+        raw = _raw_mode(picture)
+        colours = _COLOURS.fullmatch(raw)
+        if colours and _in_planes(picture):
+            raise ValueError(_PLANES)
+        if colours and colours[1] == "RGBa":
+            raise ValueError("its colours are multiplied by their opacity; save it with 8 bits")
+        other = "RGBA" if colours and colours[1] == "LA" else other
+        if other:
+            tiles: Any = picture.tile
+            tiles[:] = [
+                (*where, (other, *rest[1:]) if isinstance(rest, tuple) else other)
+                for *where, rest in tiles
+            ]
+        ImageOps.exif_transpose(picture, in_place=True)
+        return np.asarray(picture) if colours else within_16_bits(picture), picture.mode, colours
 
 
 def within_16_bits(picture: Image.Image) -> np.ndarray:
@@ -153,30 +177,3 @@ def within_16_bits(picture: Image.Image) -> np.ndarray:
             f"its pixels go from {low} to {high}, not in 16 bits; save it with 8 or 16"
         )
     return values
-
-
-def _parts(files: ImageFiles, name: str) -> Iterator[np.ndarray]:
-    """Gray; or the upper and the lower bytes of colours; or both at once, in turn."""
-    for part in (0, 1):
-        with files.open(name) as file, Image.open(file, formats=FORMATS) as picture:
-            colours = _COLOURS.fullmatch(raw := _raw_mode(picture))
-            if colours and colours[1] == "LA":
-                _read_as(picture, raw, "RGBA")  # four channels of a byte
-            elif colours and _in_planes(picture):
-                raise ValueError(_PLANES)
-            elif colours and part:
-                # Of a number whose bytes are taken to be in the other order the lower one is kept.
-                big = colours[2] == "B" or (colours[2] == "N" and sys.byteorder == "big")
-                _read_as(picture, raw, f"{colours[1]};16{'L' if big else 'B'}")
-            ImageOps.exif_transpose(picture, in_place=True)
-            yield np.asarray(picture) if colours else within_16_bits(picture)
-        if not colours or colours[1] == "LA":
-            return
-
-
-def _read_as(picture: Any, raw: str, other: str) -> None:
-    """Let an opened picture be decoded as if its pixels lay otherwise in the file."""
-    picture.tile = [
-        tile._replace(args=other if tile.args == raw else (other, *tile.args[1:]))
-        for tile in map(_Tile._make, picture.tile)
-    ]
