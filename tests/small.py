@@ -76,6 +76,15 @@ def bits(images: int, generator=None) -> Store:
     return Store("bits", data, (1, 64, 64), True, (), ())
 
 
+def square(channels: int, side: int, binary: bool = False, images: int = 40) -> Store:
+    """Images of any size, with two factors."""
+    pixels = channels * side**2
+    width = -(-pixels // 8) if binary else pixels
+    data = torch.randint(0, 256, (images, width), dtype=torch.uint8)
+    name = f"{channels} x {side} x {side}"
+    return Store(name, data, (channels, side, side), binary, ("a", "b"), (2, images // 2))
+
+
 def photographs(images: int) -> Store:
     data = torch.randint(0, 256, (images, 3 * 4096), dtype=torch.uint8)
     return Store("photographs", data, (3, 64, 64), False, (), ())

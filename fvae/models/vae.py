@@ -8,15 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fvae import ops
 from fvae.config import IMAGE_SIZE, TrainConfig
 from fvae.ops.reference import kl_to_prior
+from fvae.ops.training import pixel_nll
 
 #: Slope of the discriminator's leaky ReLU for negative input.
 LEAKY_SLOPE = 0.2
-
-#: Likelihood of a pixel -> -log p(x|z) of the decoder's output.
-NLLS = {"bernoulli": ops.bernoulli_nll, "gaussian": ops.gaussian_nll}
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -68,7 +65,8 @@ def check_images(x: Tensor, image_shape: tuple[int, int, int]) -> None:
         ValueError: they are not; networks of other sizes may have the same layers.
     """
     if x.shape[-3:] != image_shape:
-        raise ValueError(f"x: got images {list(x.shape)}, expected [B, *{list(image_shape)}]")
+        c, h, w = image_shape
+        raise ValueError(f"x: got images {list(x.shape)}, expected [B, {c}, {h}, {w}]")
 
 
 class VAE(nn.Module):
@@ -166,9 +164,10 @@ class VAE(nn.Module):
             backend: of :func:`fvae.ops.bernoulli_nll` or :func:`fvae.ops.gaussian_nll`.
 
         Returns:
-            ``[]`` float32, nats an image, mean over the batch.
+            ``[]`` float32, nats an image, mean over the batch. NaN, not an error, where Bernoulli's
+            x is outside 0..1: nothing waits for the device.
         """
-        return NLLS[self.likelihood](decoded, target, backend)
+        return pixel_nll(f"{self.likelihood}_nll", decoded, target, backend)
 
     def information(self, mu: Tensor, logvar: Tensor) -> Tensor:
         """Mean KL of q(z_j|x) to the prior, nats: ``[N, d]`` twice -> float64 ``[d]``."""

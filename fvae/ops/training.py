@@ -291,8 +291,13 @@ class _PixelNLL(torch.autograd.Function):
         return grad * grad_nll.view(*grad_nll.shape, 1, 1, 1, 1).to(grad.dtype), None, None, None
 
 
-def _pixel_nll(op: str, name: str, out: Tensor, target: Tensor, backend: str | None) -> Tensor:
-    """The checks and the call of either op; ``name`` is what it calls its ``out``."""
+def pixel_nll(op: str, out: Tensor, target: Tensor, backend: str | None = None) -> Tensor:
+    """:func:`bernoulli_nll` or :func:`gaussian_nll`, by name, without a look at the target's values.
+
+    For the training step, which waits for no device: its images cannot be wrong. Bernoulli's nll is
+    NaN where a floating-point target is outside 0..1.
+    """
+    name = "logits" if op == "bernoulli_nll" else "mean"
     check_float(name, out, (4, 5), "[B, C, H, W] or [M, B, C, H, W]")
     packed = (*out.shape[:-3], -(-out.shape[-3:].numel() // 8))
     if target.shape != out.shape and not (target.dtype == torch.uint8 and target.shape == packed):
@@ -332,7 +337,7 @@ def bernoulli_nll(logits: Tensor, target: Tensor, backend: str | None = None) ->
         ValueError: the target's shape fits no form, a floating-point target on the CPU is outside
             0..1 or not a number, or the backend does not exist.
     """
-    nll = _pixel_nll("bernoulli_nll", "logits", logits, target, backend)
+    nll = pixel_nll("bernoulli_nll", logits, target, backend)
     if target.is_floating_point() and target.device.type == "cpu":
         _check_in_unit(nll, target)
     return nll
@@ -376,4 +381,4 @@ def gaussian_nll(mean: Tensor, target: Tensor, backend: str | None = None) -> Te
         TypeError: mean is not floating point, or target has another dtype.
         ValueError: the target's shape fits no form, or the backend does not exist.
     """
-    return _pixel_nll("gaussian_nll", "mean", mean, target, backend)
+    return pixel_nll("gaussian_nll", mean, target, backend)

@@ -2,8 +2,9 @@
 
 Each model has its own seed, weight of the objective and warm-up, draws what it would draw alone
 and takes the step that it would take alone, to rounding, which training amplifies over many steps,
-here as between any two machines. On a CPU in fp32 it is that step bit for bit, with images of one
-channel. See :mod:`fvae.models.stacked` for the networks.
+here as between any two machines. On a CPU in fp32 it is that step bit for bit with 64 x 64 images
+of one channel; with others the bias of the last layer is summed in another order. See
+:mod:`fvae.models.stacked` for the networks.
 """
 
 import contextlib

@@ -34,8 +34,9 @@ def steps(lines):
 
 
 def test_no_step_touches_the_host(steps):
-    # Five objectives, three precisions, two backends; three of the objectives stacked, too.
-    assert len(steps) == (5 + 3) * 3 * 2 + 3 * 2
+    # Five objectives, three precisions, two backends; three of the objectives stacked, too. Four
+    # kinds of store, two likelihoods, two backends.
+    assert len(steps) == (5 + 3) * 3 * 2 + 4 * 2 * 2
     for step in steps:
         assert step["host"] == [], step
         assert step["operations"] > 30, step
