@@ -292,7 +292,7 @@ class _PixelNLL(torch.autograd.Function):
 
 
 def pixel_nll(op: str, out: Tensor, target: Tensor, backend: str | None = None) -> Tensor:
-    """:func:`bernoulli_nll` or :func:`gaussian_nll`, by name, without a look at the target's values.
+    """:func:`bernoulli_nll` or :func:`gaussian_nll`, by name, without a look at target's values.
 
     For the training step, which waits for no device: its images cannot be wrong. Bernoulli's nll is
     NaN where a floating-point target is outside 0..1.
