@@ -62,6 +62,11 @@ def cases(
                 lambda backend, p=pixels, t=target: raw("bernoulli_nll", backend)(p, t),
                 b * (4 * image + image // 8 + 4 * image),
             ),
+            Case(
+                "gaussian_nll", f"B={b}",
+                lambda backend, p=pixels, t=target: raw("gaussian_nll", backend)(p, t),
+                b * (4 * image + image // 8 + 4 * image),
+            ),
         ]  # fmt: skip
     for b in batches:
         mu, logvar, logits = normal(b, d), normal(b, d), normal(b, 2)

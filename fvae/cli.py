@@ -93,6 +93,8 @@ class Data:
     source: tyro.conf.Positional[str] = "dsprites"
     """"dsprites", "shapes3d", or the path of a published .npz, .h5 or .pth file, or of a folder,
     .zip or .tar of images."""
+    image_size: int | None = None
+    """Side in pixels to which pictures of a folder, .zip or .tar are resized; None is 64."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,10 +236,10 @@ def _config_of(command: Train) -> TrainConfig:
     return TrainConfig(**{name: getattr(command, name) for name in names})
 
 
-def _load_data(source: str) -> "Store":
+def _load_data(source: str, image_size: int | None) -> "Store":
     from fvae import data
 
-    return data.load(source, progress=_stderr.is_terminal)
+    return data.load(source, progress=_stderr.is_terminal, image_size=image_size)
 
 
 def _train(command: Train) -> int:
@@ -254,7 +256,7 @@ def _train(command: Train) -> int:
         _stderr.quiet = not world.main
 
         def load() -> "Store":
-            return world.on_node_first(lambda: _load_data(config.data))
+            return world.on_node_first(lambda: _load_data(config.data, config.image_size))
 
         if command.resume is not None:
             run = command.resume
@@ -298,7 +300,7 @@ def _eval(command: Eval) -> int:
     config = TrainConfig.from_file(command.run / "config.json")
     keep_freed_memory()
     device = resolve_device(command.device)
-    store = _load_data(config.data)
+    store = _load_data(config.data, config.image_size)
     with _stderr.status("encoding") as status:
         result = evaluate.evaluate(
             command.run,
@@ -319,7 +321,7 @@ def _report(command: Report) -> int:
     from fvae import report
 
     config = TrainConfig.from_file(command.run / "config.json")
-    print(report.write_report(command.run, _load_data(config.data)))
+    print(report.write_report(command.run, _load_data(config.data, config.image_size)))
     return 0
 
 
@@ -327,7 +329,8 @@ def _traverse(command: Traverse) -> int:
     from fvae import report
 
     config = TrainConfig.from_file(command.run / "config.json")
-    for path in report.write_traversals(command.run, _load_data(config.data), command.out):
+    store = _load_data(config.data, config.image_size)
+    for path in report.write_traversals(command.run, store, command.out):
         print(path)
     return 0
 
@@ -347,10 +350,12 @@ def _study(command: Study) -> int:
 def _data(command: Data) -> int:
     from fvae import data
 
-    store = _load_data(command.source)
+    store = _load_data(command.source, command.image_size)
     table = Table(title=store.name, show_header=False)
     shape = " x ".join(map(str, store.image_shape))
     table.add_row("images", f"{len(store):,} of {shape}, {'binary' if store.binary else 'bytes'}")
+    if store.note:
+        table.add_row("note", store.note)
     table.add_row("in memory", f"{store.nbytes / 1e6:.0f} MB")
     for name, size in zip(store.factor_names, store.factor_sizes, strict=True):
         table.add_row(f"factor {name}", f"{size} values")

@@ -32,6 +32,12 @@ class TrainConfig:
     """Data set: "dsprites" or "shapes3d" (rendered here), or the path of a published dsprites .npz,
     3dshapes .h5 or 3D Faces .pth file, or of a folder, .zip or .tar of images (CelebA, 3D
     Chairs)."""
+    image_size: int | None = None
+    """Side in pixels to which the pictures of a folder, .zip or .tar are resized, at least 16; None
+    is 64. Any other data set comes at its own size, which is all that may be given."""
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    """p(x|z) of a pixel: Bernoulli, whose logit the decoder gives, or a Gaussian of variance 1,
+    whose mean it gives. infogan and infowgan-gp have none."""
     gamma: float = 35.0
     """Weight of the total correlation (factor-vae only). 35 was best on 2D Shapes."""
     beta: float = 4.0
@@ -108,16 +114,26 @@ class TrainConfig:
             raise UserError(
                 f"--conv-channels: got {self.conv_channels}, expected four positive numbers"
             )
+        if self.image_size is not None and self.image_size < SMALLEST_IMAGE:
+            raise UserError(
+                f"--image-size: got {self.image_size}, expected at least {SMALLEST_IMAGE} pixels"
+            )
         if min(self.categorical_sizes, default=2) < 2:
             raise UserError(
                 f"--categorical-sizes: got {self.categorical_sizes}, expected numbers of at least 2"
             )
-        OBJECTIVES[self.objective]
+        self._check_likelihood(self.objective)
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(
                     f"--{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}"
                 )
+
+    def _check_likelihood(self, objective: str) -> None:
+        if OBJECTIVES[objective].terms is None and self.likelihood != TrainConfig.likelihood:
+            raise UserError(
+                f"--likelihood {self.likelihood}: {objective} reconstructs nothing; leave it out"
+            )
 
     def to_json(self) -> str:
         """Return the settings as JSON, a line each."""
@@ -191,7 +207,7 @@ class StudyConfig(TrainConfig):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}: got {getattr(self, name)}, expected 1 or more")
         for name in self.objectives:
-            OBJECTIVES[name]
+            self._check_likelihood(name)
         for name in ("objectives", "gammas", "betas"):
             if not getattr(self, name):
                 raise UserError(f"--{name}: got none, expected one or more")
@@ -222,6 +238,11 @@ def _plain(option: str, kind: Any, value: Any) -> Any:
     return value
 
 
+#: Side of the pictures of a folder where image_size is None, and of what came before that setting.
+IMAGE_SIZE = 64
+#: Four convolutions halve the side four times.
+SMALLEST_IMAGE = 16
+
 _POSITIVE = (
     "steps",
     "batch_size",
@@ -235,6 +256,7 @@ _POSITIVE = (
     "log_every",
 )
 _CHOICES = {
+    "likelihood": ("bernoulli", "gaussian"),
     "device": ("auto", "cpu", "cuda"),
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
 }

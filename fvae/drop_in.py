@@ -40,7 +40,7 @@ def tc_and_disc_loss(
     Args:
         discriminator: from codes ``[B, d]`` to logits: ``[B, 2]``, logit 0 "drawn from q(z)" and
             logit 1 "permuted"; or one logit, ``[B]`` or ``[B, 1]``, of "drawn from q(z)".
-        z: codes of the batch, ``[B, d]``, float32 or bfloat16.
+        z: codes of the batch, ``[B, d]``, float32, bfloat16 or float16.
         z_perm: permuted codes of a second batch (or of this one), ``[B, d]``; gets no gradient.
         backend: of :func:`fvae.ops.logit_ratio`; None picks.
 

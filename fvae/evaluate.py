@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from fvae import metrics
+from fvae.config import IMAGE_SIZE
 from fvae.data import Store
 from fvae.device import arithmetic, as_imported
 from fvae.errors import UserError
@@ -20,8 +22,8 @@ from fvae.ops import reference
 from fvae.registry import METRICS
 from fvae.training import checkpoint
 
-# Images encoded at once, by device. The first layer's output then fits the second-level cache of
-# two cores, or fills a GPU with 0.5 GB.
+# Images of 64 x 64 encoded at once, by device. The first layer's output then fits the second-level
+# cache of two cores, or fills a GPU with 0.5 GB.
 _CHUNK = {"cpu": 64, "cuda": 4096}
 
 
@@ -53,9 +55,19 @@ def encode(
         mu, float32 ``[n, d]`` on the CPU, and information, float64 ``[d]``, nats: the mean KL to
         the prior, or, of a model that trains with none,
         :meth:`fvae.models.infogan.InfoGAN.information`.
+
+    Raises:
+        UserError: the images are of another shape than those that the model was trained on.
     """
+    if tuple(store.image_shape) != model.image_shape:
+        raise UserError(
+            f"{store.name}: images are {list(store.image_shape)}, but the model was trained on"
+            f" {list(model.image_shape)}; give it the data that it was trained on"
+        )
     device = next(model.parameters()).device
-    store, indices, chunk = store.to(device), indices.to(device), _CHUNK[device.type]
+    store, indices = store.to(device), indices.to(device)
+    larger = max(1, prod(model.image_shape[1:]) // IMAGE_SIZE**2)
+    chunk = max(1, _CHUNK[device.type] // larger)
     codes = torch.empty(len(indices), model.latent_dim, device=device)
     logvars = torch.empty_like(codes)
     with torch.inference_mode(), arithmetic(device):

@@ -7,6 +7,7 @@ One file for each op, of the op's name: kernel and launcher. Importing this pack
 from fvae.kernels import (
     bernoulli_nll,
     gather_batch,
+    gaussian_nll,
     logit_ratio,
     permute_dims,
     reparameterize,
@@ -21,4 +22,5 @@ IMPLEMENTATIONS = {
     "permute_dims_backward": permute_dims.permute_dims_backward,
     "logit_ratio": logit_ratio.logit_ratio,
     "bernoulli_nll": bernoulli_nll.bernoulli_nll,
+    "gaussian_nll": gaussian_nll.gaussian_nll,
 }

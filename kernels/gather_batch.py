@@ -1,5 +1,7 @@
 """gather_batch: indices, gather, unpack of bits or bytes, and cast in one launch."""
 
+from math import prod
+
 import torch
 import triton
 import triton.language as tl
@@ -13,7 +15,7 @@ from fvae.philox import Stream
 
 @jit("data_ptr", "x_ptr", "words")
 def gather_batch_kernel(
-    data_ptr,  # the store's rows as 32-bit words, [N, words]
+    data_ptr,  # the store's rows as 32-bit words, [N, words]; or as bytes, [N, bytes]
     x_ptr,  # [keys, B, pixels]
     index_ptr,  # int64 [keys, B]
     seed_ptr,  # int64 [] or [M]
@@ -22,8 +24,11 @@ def gather_batch_kernel(
     stream,
     images,  # N
     batch,  # B
-    words,  # 32-bit words of a row
+    words,  # 32-bit words of a row; of bytes, the pixels of an image
+    row_stride,  # of bytes: from row to row
+    byte_stride,  # of bytes: from byte to byte of a row
     PACKED: tl.constexpr,
+    BYTEWISE: tl.constexpr,
     WORDS: tl.constexpr,
 ):
     """x[b] = unpack(data[word_b * N >> 32]): a word holds 32 pixels of one bit, or 4 of a byte."""
@@ -38,19 +43,30 @@ def gather_batch_kernel(
     if part == 0:
         tl.store(index_ptr + out, index)
 
-    PIXELS: tl.constexpr = 32 if PACKED else 4
-    word = part * WORDS + tl.arange(0, WORDS)
-    inside = word < words
-    value = tl.load(data_ptr + index * words + word, mask=inside, other=0)
-    pixel = tl.arange(0, PIXELS)
-    if PACKED:
-        x = ((value[:, None] >> pixel[None, :]) & 1).to(tl.float32)
+    if BYTEWISE:
+        pixel = part * WORDS + tl.arange(0, WORDS)
+        inside = pixel < words
+        byte = (pixel // 8 if PACKED else pixel).to(tl.int64)
+        value = tl.load(data_ptr + index * row_stride + byte * byte_stride, mask=inside, other=0)
+        if PACKED:
+            x = ((value.to(tl.int32) >> (pixel % 8)) & 1).to(tl.float32)
+        else:
+            x = value.to(tl.float32) * (1.0 / 255.0)
+        tl.store(x_ptr + out * words + pixel, x.to(x_ptr.dtype.element_ty), mask=inside)
     else:
-        x = ((value[:, None] >> (8 * pixel[None, :])) & 0xFF).to(tl.float32) * (1.0 / 255.0)
-    # As one row, so that a thread stores 16 bytes whatever the dtype.
-    x = tl.reshape(x.to(x_ptr.dtype.element_ty), [WORDS * PIXELS])
-    at = part * WORDS * PIXELS + tl.arange(0, WORDS * PIXELS)
-    tl.store(x_ptr + out * words * PIXELS + at, x, mask=at < words * PIXELS)
+        PIXELS: tl.constexpr = 32 if PACKED else 4
+        word = part * WORDS + tl.arange(0, WORDS)
+        inside = word < words
+        value = tl.load(data_ptr + index * words + word, mask=inside, other=0)
+        pixel = tl.arange(0, PIXELS)
+        if PACKED:
+            x = ((value[:, None] >> pixel[None, :]) & 1).to(tl.float32)
+        else:
+            x = ((value[:, None] >> (8 * pixel[None, :])) & 0xFF).to(tl.float32) * (1.0 / 255.0)
+        # As one row, so that a thread stores 16 bytes whatever the dtype.
+        x = tl.reshape(x.to(x_ptr.dtype.element_ty), [WORDS * PIXELS])
+        at = part * WORDS * PIXELS + tl.arange(0, WORDS * PIXELS)
+        tl.store(x_ptr + out * words * PIXELS + at, x, mask=at < words * PIXELS)
 
 
 def gather_batch(
@@ -65,32 +81,39 @@ def gather_batch(
 ) -> tuple[Tensor, Tensor]:
     """Triton backend of ``fvae::gather_batch``.
 
+    Rows that are whole words in one piece are read as words; any others byte by byte, where they
+    are.
+
     Raises:
-        ValueError: the store's rows are not contiguous, or no whole number of four bytes, or too
-            many or too long for integers of 32 bits.
+        ValueError: the store's rows are too many or too long for integers of 32 bits.
     """
-    if not data.is_contiguous() or data.shape[1] % 4 or data.storage_offset() % 4:
-        raise ValueError(
-            f"store.data: got rows of {data.shape[1]} bytes, contiguous: {data.is_contiguous()};"
-            " backend='triton' needs contiguous rows of a multiple of 4 bytes, aligned to 4"
-        )
+    pixels = prod(image_shape)
     check_below("store.data", data.shape[0], (1 << 31) + 1, "rows")
     check_below("store.data", data.shape[1] * (8 if packed else 1), 1 << 31, "pixels a row")
     shape = (*seed.shape, batch_size)
     x = torch.empty((*shape, *image_shape), dtype=dtype, device=data.device)
     indices = torch.empty(shape, dtype=torch.int64, device=data.device)
-    words = data.shape[1] // 4
+    bytewise = bool(
+        pixels % (32 if packed else 4) or not data.is_contiguous() or data.storage_offset() % 4
+    )
     form = "bits" if packed else "bytes"
-    tile = min(tiles.GATHER_WORDS[form], triton.next_power_of_2(words))
+    if bytewise:
+        count, largest, warps = pixels, tiles.GATHER_BYTEWISE, tiles.WARPS
+    else:
+        count, largest = data.shape[1] // 4, tiles.GATHER_WORDS[form]
+        warps = tiles.GATHER_WARPS[form]
+    tile = min(largest, triton.next_power_of_2(count))
     launch(
         gather_batch_kernel,
-        (batch_size, triton.cdiv(words, tile), seed.numel()),
+        (batch_size, triton.cdiv(count, tile), seed.numel()),
         (
-            data.view(torch.int32), x, indices, seed, step, int(seed.dim() == 1),
-            Stream.BATCH.at(lane), data.shape[0], batch_size, words,
+            data if bytewise else data.view(torch.int32), x, indices, seed, step,
+            int(seed.dim() == 1), Stream.BATCH.at(lane), data.shape[0], batch_size, count,
+            *data.stride(),
         ),
         PACKED=packed,
+        BYTEWISE=bytewise,
         WORDS=tile,
-        num_warps=tiles.GATHER_WARPS[form],
+        num_warps=warps,
     )  # fmt: skip
     return x, indices

@@ -82,16 +82,19 @@ class Row:
 def variants() -> Iterator[Variant]:
     """Yield every kernel, dtype and form of input: d = 10, 64 x 64 images, 64 of a batch.
 
-    Larger batches where the kernel then is another. The tensors are meta tensors, of no memory.
+    Larger batches and other images where the kernel then is another. The tensors are meta tensors,
+    of no memory.
     """
     rng = Philox(0, device="meta")
     zeros = functools.partial(torch.zeros, device="meta")
     key, many = (rng.seed, rng.step, rng.lane), tiles.SORT_ROWS
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for form, width in (("bits", 512), ("bytes", 4096), ("indices", 4)):
-            shape = [4, 1, 1] if form == "indices" else [1, 64, 64]
+        for form, shape, width in (
+            ("bits", [1, 64, 64], 512), ("bytes", [1, 64, 64], 4096), ("indices", [4, 1, 1], 4),
+            ("bits bytewise", [1, 28, 28], 98), ("bytes bytewise", [3, 31, 31], 2883),
+        ):  # fmt: skip
             store = zeros(64, width, dtype=torch.uint8)
-            args = (store, shape, form == "bits", 64, *key, dtype)
+            args = (store, shape, form.startswith("bits"), 64, *key, dtype)
             yield _variant("gather_batch", form, dtype, *args)
         for size in (64, many):
             x = zeros(size, 10, dtype=dtype)
@@ -109,7 +112,11 @@ def variants() -> Iterator[Variant]:
             ("float", logits), ("bool", logits.bool()), ("bytes", logits.byte()),
             ("bits", zeros(64, 512, dtype=torch.uint8)),
         ):  # fmt: skip
-            yield _variant("bernoulli_nll", form, dtype, logits, target)
+            for op in ("bernoulli_nll", "gaussian_nll"):
+                yield _variant(op, form, dtype, logits, target)
+        logits, target = zeros(64, 1, 28, 28, dtype=dtype), zeros(64, 98, dtype=torch.uint8)
+        for op in ("bernoulli_nll", "gaussian_nll"):
+            yield _variant(op, "bits bytewise", dtype, logits, target)
     # Sorting takes long to compile, and is the same whatever it permutes.
     x = zeros(many + 1, 10)
     yield _variant("permute_dims", f"B={many}", x.dtype, x[:many], *key)

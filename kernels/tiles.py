@@ -9,6 +9,8 @@ import triton
 #: gather_batch: 32-bit words of a store's row a program unpacks, and warps, by form of the store.
 GATHER_WORDS = {"bits": 128, "bytes": 1024}
 GATHER_WARPS = {"bits": 1, "bytes": 4}
+#: Pixels a program of rows that are no whole words.
+GATHER_BYTEWISE = 1024
 
 #: reparameterize: counter indices (four elements each) a program; elements of a tile of the KL, and
 #: programs that share the tiles of one model.
@@ -23,8 +25,8 @@ KEY_GROUPS = 256
 #: logit_ratio: rows a program.
 LOGIT_ROWS = 512
 
-#: bernoulli_nll: pixels of a tile, and programs that share the tiles of one model. A batch of 64
-#: images of one channel makes 256 programs of one tile.
+#: bernoulli_nll, gaussian_nll: pixels of a tile, and programs that share the tiles of one model. A
+#: batch of 64 images of one channel makes 256 programs of one tile.
 NLL_TILE, NLL_PROGRAMS = 1024, 1024
 
 #: Partial sums that the last program adds in one go.

@@ -26,6 +26,7 @@ TOLERANCE = {
     torch.float64: (1e-12, 1e-12),
     torch.float32: (1e-5, 1e-6),
     torch.bfloat16: (2e-2, 2e-2),
+    torch.float16: (2e-3, 2e-3),
 }
 
 # Odd shapes: one row, one column, sizes that are no power of two.
@@ -48,6 +49,13 @@ def assert_equal(a, b):
 def triton_and_reference(name, *args):
     """What the two implementations of an op give."""
     return [ops.BACKENDS[backend][name](*args) for backend in ("triton", "reference")]
+
+
+def packed(bits):
+    """Images of bits, bool ``[..., C, H, W]``, as the rows of a binary store."""
+    flat = bits.flatten(-3).to(torch.uint8)
+    flat = torch.nn.functional.pad(flat, (0, -flat.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return (flat << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1).to(torch.uint8)
 
 
 # --- the ops of the metrics -----------------------------------------------------------------------

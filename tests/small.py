@@ -11,6 +11,8 @@ import json
 import multiprocessing
 import os
 import signal
+import struct
+import zlib
 from types import SimpleNamespace
 
 import h5py
@@ -74,6 +76,15 @@ def bits(images: int, generator=None) -> Store:
     return Store("bits", data, (1, 64, 64), True, (), ())
 
 
+def square(channels: int, side: int, binary: bool = False, images: int = 40) -> Store:
+    """Images of any size, with two factors."""
+    pixels = channels * side**2
+    width = -(-pixels // 8) if binary else pixels
+    data = torch.randint(0, 256, (images, width), dtype=torch.uint8)
+    name = f"{channels} x {side} x {side}"
+    return Store(name, data, (channels, side, side), binary, ("a", "b"), (2, images // 2))
+
+
 def photographs(images: int) -> Store:
     data = torch.randint(0, 256, (images, 3 * 4096), dtype=torch.uint8)
     return Store("photographs", data, (3, 64, 64), False, (), ())
@@ -133,6 +144,57 @@ def write_shapes3d(path, values=((0.0, 0.5),) * 6, **changes):
     """A small 3D Shapes, of the factors' values."""
     labels = np.array(list(itertools.product(*values)))
     return write_h5(path, **({"images": coloured_images(len(labels)), "labels": labels} | changes))
+
+
+def png16(path, values):
+    """Write a PNG of 16 bits a channel, which pillow cannot: uint16 [H, W, C], of 1 to 4."""
+    height, width, channels = values.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = values.astype(">u2").reshape(height, -1).view(np.uint8)
+    rows = np.pad(rows, ((0, 0), (1, 0)))  # each row begins with the filter's number
+
+    def part(name, content):
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    parts = (b"IHDR", head), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b"")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(part(*one) for one in parts))
+    return path
+
+
+def tiff(path, values, order="<", extra=None, planar=1, photometric=None):
+    """Write an uncompressed TIFF of any numbers [H, W, C], in either byte order."""
+    height, width, channels = values.shape
+    bits, kind = 8 * values.dtype.itemsize, "uif".index(values.dtype.kind) + 1
+    data = values.transpose(2, 0, 1) if planar == 2 else values
+    data = data.astype(values.dtype.newbyteorder(order)).tobytes()
+    strips = channels if planar == 2 else 1
+    tags = {
+        256: [width], 257: [height], 258: [bits] * channels, 259: [1],
+        262: [photometric or (2 if channels > 2 else 1)],
+        273: [8 + i * len(data) // strips for i in range(strips)], 277: [channels], 278: [height],
+        279: [len(data) // strips] * strips, 284: [planar], 339: [kind] * channels,
+    }  # fmt: skip
+    tags |= {} if extra is None else {338: [extra]}
+    lists, entries = b"", b""
+    for tag, numbers in sorted(tags.items()):
+        content = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        if len(numbers) > 1:
+            content, lists = struct.pack(f"{order}I", 8 + len(data) + len(lists)), lists + content
+        entries += struct.pack(f"{order}HHI", tag, 4, len(numbers)) + content
+    head = (b"II" if order == "<" else b"MM") + struct.pack(
+        f"{order}HI", 42, 8 + len(data) + len(lists)
+    )
+    end = struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(head + data + lists + end)
+    return path
 
 
 def refusal(source):

@@ -11,6 +11,7 @@ import h5py
 from rich.console import Console
 from rich.progress import Progress
 
+from fvae.config import IMAGE_SIZE
 from fvae.data.cache import CacheEntry, cache_entries, cache_folder, cached
 from fvae.data.dsprites import render_dsprites
 from fvae.data.dsprites_files import load_dsprites_h5, load_dsprites_npz
@@ -53,7 +54,7 @@ Builder = Callable[[Callable[[float], None]], Store]
 
 
 @as_imported()
-def load(source: str | Path, progress: bool = False) -> Store:
+def load(source: str | Path, progress: bool = False, *, image_size: int | None = None) -> Store:
     """The data set of that name or in that file, drawn or converted once and then cached.
 
     Args:
@@ -64,27 +65,40 @@ def load(source: str | Path, progress: bool = False) -> Store:
             ``.tar`` of images, such as CelebA and 3D Chairs, which have no factors. ``~`` is
             expanded.
         progress: show a progress bar on stderr while a set is drawn or converted.
+        image_size: height and width in pixels to which the pictures of a folder or archive are
+            resized; None is 64. Any other set comes at its own size, which is all that may be
+            asked for.
 
     Returns:
         The store, on the CPU.
 
     Raises:
-        UserError: the source is not known, or the file is missing, damaged or laid out otherwise.
+        UserError: the source is not known, or the file is missing, damaged or laid out otherwise,
+            or its images are of another size.
     """
+    if image_size is not None and image_size < 1:
+        raise UserError(f"--image-size: got {image_size}, expected at least 1 pixel")
     if str(source) in DATA:
         known = DATA[str(source)]
         key, title, build = known.key, f"drawing {known.name}", known.build
     else:
         path = _existing(source)
         if path.is_dir() or path.suffix.lower() in ARCHIVES:
-            return _images(path, progress)
+            return _images(path, progress, image_size or IMAGE_SIZE)
         key, title, build = _from_file(path)
 
     def build_visibly() -> Store:
         with _bar(title, progress) as advance:
             return build(advance)
 
-    return cached(key, build_visibly) if key else build_visibly()
+    store = cached(key, build_visibly) if key else build_visibly()
+    _, height, width = store.image_shape
+    if image_size is not None and (height, width) != (image_size, image_size):
+        raise UserError(
+            f"--image-size {image_size}: images of {store.name} are {height} x {width}, and only"
+            " the pictures of a folder, .zip or .tar are resized; leave it out"
+        )
+    return store
 
 
 def _known() -> str:
@@ -114,15 +128,17 @@ def _from_file(path: Path) -> tuple[str, str, Builder]:
     return _key(path, _stamp(path)), f"converting {path.name}", build
 
 
-def _images(path: Path, progress: bool) -> Store:
+def _images(path: Path, progress: bool, side: int) -> Store:
+    # Nothing of the usual size, so that what was converted before there were others is found.
+    size = "" if side == IMAGE_SIZE else f"|{side} x {side}"
     listing = folder_listing(path) if path.is_dir() else None
 
     def convert(partial: Partial) -> str:
         with _bar(f"converting {path.name}", progress) as advance:
-            return convert_images(path, listing, partial, advance)
+            return convert_images(path, listing, partial, advance, side)
 
     content = _stamp(path) if listing is None else str(listing)
-    return converted(_key(path, content), _key(path), convert)
+    return converted(_key(path, content + size), _key(path, size), convert)
 
 
 def _key(path: Path, content: str = "") -> str:

@@ -112,7 +112,8 @@ def _save(path: Path, store: Store) -> None:
     """Write a store whole or not at all. Raises OSError."""
     content = store.data.contiguous().numpy().data.cast("B")
     shape = list(store.data.shape)
-    fields = ("name", "image_shape", "binary", "factor_names", "factor_sizes")
+    fields = ["name", "image_shape", "binary", "factor_names", "factor_sizes"]
+    fields += ["note"] if store.note else []
     header = file_header(
         {field: getattr(store, field) for field in fields},
         shape,

@@ -1,4 +1,4 @@
-"""Image sets without factors: 3D Chairs, CelebA, or any images, decoded to 64 x 64."""
+"""Image sets without factors: 3D Chairs, CelebA, or any images, decoded to one size."""
 
 import re
 import warnings
@@ -11,12 +11,12 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fvae.config import IMAGE_SIZE
 from fvae.data.cache import warn
+from fvae.data.deep import Depth, bits_said, eight_bits, within_16_bits
 from fvae.data.image_files import FORMATS, ImageFiles, opened
 from fvae.data.partial import Partial
 from fvae.errors import UserError
-
-SIDE = 64  # pixels
 
 T = TypeVar("T")
 
@@ -30,17 +30,21 @@ def convert_images(
     listing: dict | None,
     partial: Partial,
     progress: Callable[[float], None] = lambda done: None,
+    side: int = IMAGE_SIZE,
 ) -> str:
     """Decode every image of a folder or archive into a partial conversion, in order of its path.
 
-    Colour images give ``[3, 64, 64]``; if every image of the set is gray by its file format, all
-    give ``[1, 64, 64]``. A broken image is named on stderr and left out.
+    Colour images give ``[3, side, side]``; if every image of the set is gray by its file format,
+    all give ``[1, side, side]``. A broken image is named on stderr and left out. If pictures of 16
+    bits a channel use fewer, those are what is scaled to bytes, which is said on stderr and in the
+    store's note.
 
     Args:
         path: the folder, .zip or .tar.
         listing: as :func:`fvae.data.image_files.opened` wants it.
         partial: takes the rows; what it holds already is not decoded again.
         progress: called with the finished fraction, 0..1.
+        side: height and width in pixels of what comes out.
 
     Returns:
         The name of the set: "3dchairs" or "celeba" by its layout, or else the path's own.
@@ -55,10 +59,11 @@ def convert_images(
         name, crop = layout or ((path.stem if listing is None else path.name)[:60], None)
         # In a set of colour images the first one tells.
         channels = 1 if all(mode in _GRAY for mode, _ in _headers(path, files)) else 3
-        partial.start((channels, SIDE, SIDE))
+        partial.start((channels, side, side))
+        depth = Depth(path, files)
 
         def attempt(image: str) -> np.ndarray | str:
-            return _or_reason(path, image, lambda: _row(files, image, crop, channels))
+            return _or_reason(path, image, lambda: _row(files, image, crop, channels, side, depth))
 
         total, named = len(files.names), 0
         while partial.done < total:
@@ -69,6 +74,7 @@ def convert_images(
                     rows.append(result)
                 elif (named := named + 1) <= _NAMED:
                     warn(f"{path}: skipped {image!r}: {result}")
+            partial.note = depth.note or partial.note
             partial.append(rows, partial.done + len(chunk))
             progress(partial.done / total)
     if not partial.rows:
@@ -126,18 +132,29 @@ def _or_reason(path: Path, image: str, read: Callable[[], T]) -> T | str:
         return " ".join(str(error).split()) or type(error).__name__
 
 
-def _row(files: ImageFiles, image: str, crop: int | None, channels: int) -> np.ndarray:
-    """An image upright, cropped at its centre and resized: uint8 ``[C * 64 * 64]``."""
+def _row(
+    files: ImageFiles, image: str, crop: int | None, channels: int, size: int, depth: Depth
+) -> np.ndarray:
+    """An image upright, cropped at its centre and resized: uint8 ``[C * size * size]``."""
     with files.open(image) as file, Image.open(file, formats=FORMATS) as picture:
-        picture.draft(None, (4 * SIDE, 4 * SIDE))  # a large photograph is decoded at a fraction
-        ImageOps.exif_transpose(picture, in_place=True)
-        side = min(crop or picture.width, *picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        square = _plain(picture.crop((left, top, left + side, top + side)))
+        said = bits_said(picture)
+        bits = depth.bits() if said is None else (said, said)
+        if said != 8 and bits[0] < 16:
+            square = _square(eight_bits(files, image, bits), crop)
+        else:
+            picture.draft(None, (4 * size, 4 * size))  # a large photograph is decoded at a fraction
+            ImageOps.exif_transpose(picture, in_place=True)
+            square = _square(picture, crop)
     square = square.convert("L" if channels == 1 else "RGB")
-    if side != SIDE:
-        square = square.resize((SIDE, SIDE), Image.Resampling.BILINEAR)  # averages when it shrinks
-    return np.asarray(square).reshape(SIDE, SIDE, channels).transpose(2, 0, 1).ravel()
+    if square.width != size:
+        square = square.resize((size, size), Image.Resampling.BILINEAR)  # averages when it shrinks
+    return np.asarray(square).reshape(size, size, channels).transpose(2, 0, 1).ravel()
+
+
+def _square(picture: Image.Image, crop: int | None) -> Image.Image:
+    side = min(crop or picture.width, *picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return _plain(picture.crop((left, top, left + side, top + side)))
 
 
 def _plain(picture: Image.Image) -> Image.Image:
@@ -145,7 +162,7 @@ def _plain(picture: Image.Image) -> Image.Image:
     if picture.mode == "F":
         raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
     if picture.mode.startswith("I"):  # 16 bits: pillow would cut off, not scale
-        return Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
+        return Image.fromarray((within_16_bits(picture) // 257).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

@@ -30,11 +30,13 @@ class Partial:
     Attributes:
         done: how many sources were worked off; 0 until :meth:`start`.
         rows: how many rows came of them.
+        note: of the store; to be set before :meth:`append`.
     """
 
     def __init__(self, file: io.BufferedRandom, key: str) -> None:
         self._file, self._key = file, key
         self.done = self.rows = 0
+        self.note = ""
 
     def start(self, image_shape: tuple[int, int, int]) -> None:
         """Go on where an earlier conversion stopped, if it had the same key and image shape."""
@@ -46,6 +48,7 @@ class Partial:
             size = _HEADER + progress["rows"] * prod(image_shape)
             if same and os.fstat(self._file.fileno()).st_size >= size:
                 self.done, self.rows = progress["done"], progress["rows"]
+                self.note = progress.get("note", "")
         except (ValueError, KeyError, TypeError):
             pass  # a new file, or not one of ours
         self._file.truncate(_HEADER + self.rows * prod(image_shape))
@@ -66,6 +69,7 @@ class Partial:
         self._sync()  # the rows are on the disk before the header counts them
         self.rows, self.done = self.rows + len(rows), done
         progress = {"key": self._key, "shape": self._shape, "done": done, "rows": self.rows}
+        progress |= {"note": self.note} if self.note else {}
         self._file.seek(0)
         self._file.write(json.dumps(progress).encode().ljust(_HEADER))
         self._file.flush()
@@ -78,7 +82,7 @@ class Partial:
             "binary": False,
             "factor_names": (),
             "factor_sizes": (),
-        }
+        } | ({"note": self.note} if self.note else {})
         self._file.seek(_HEADER)
         header = file_header(
             fields,

@@ -30,6 +30,7 @@ class Store:
         binary: whether ``data`` is bit-packed.
         factor_names: one name for each factor; empty when the set has no known factors.
         factor_sizes: how many values each factor takes; their product is N.
+        note: what is to be known of how the images were made from their files; "" for nothing.
 
     Raises:
         UserError: data, shape and factors do not fit together.
@@ -44,6 +45,7 @@ class Store:
     binary: bool
     factor_names: tuple[str, ...] = ()
     factor_sizes: tuple[int, ...] = ()
+    note: str = ""
 
     def __post_init__(self) -> None:
         """Check that the fields fit together."""

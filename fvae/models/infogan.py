@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fvae import philox
-from fvae.config import TrainConfig
-from fvae.models.vae import LEAKY_SLOPE, ConvTranspose2d, initialised
+from fvae.config import IMAGE_SIZE, TrainConfig
+from fvae.models.vae import LEAKY_SLOPE, check_images, initialised, mirror, sizes
 from fvae.philox import Philox, Stream
 
 
@@ -46,10 +46,11 @@ class Critic(nn.Module):
     0.2; on top two linear heads: a score (a logit for InfoGAN), and the parameters of Q.
 
     Args:
-        image_channels: C, 1 or 3.
+        image_channels: C.
         q_outputs: outputs of the Q head.
         conv_channels: channels of the four convolutions.
         hidden_units: units of the fully connected layer.
+        image_size: S, height and width of the images in pixels, at least 16.
     """
 
     def __init__(
@@ -58,13 +59,14 @@ class Critic(nn.Module):
         q_outputs: int,
         conv_channels: Sequence[int],
         hidden_units: int,
+        image_size: int = IMAGE_SIZE,
     ) -> None:
         super().__init__()
         c = [image_channels, *conv_channels]
         layers: list[nn.Module] = []
         for i in range(4):
             layers += [nn.Conv2d(c[i], c[i + 1], 4, 2, 1), nn.LeakyReLU(LEAKY_SLOPE, inplace=True)]
-        layers += [nn.Flatten(), nn.Linear(c[4] * 4 * 4, hidden_units)]
+        layers += [nn.Flatten(), nn.Linear(c[4] * sizes(image_size)[4] ** 2, hidden_units)]
         self.trunk = nn.Sequential(*layers, nn.LeakyReLU(LEAKY_SLOPE, inplace=True))
         self.score = nn.Linear(hidden_units, 1)
         self.q = nn.Linear(hidden_units, q_outputs)
@@ -78,12 +80,13 @@ class InfoGAN(nn.Module):
     """Generator, and critic with Q head; the representation of an image is the mean of Q(c|x).
 
     Args:
-        image_channels: C, 1 or 3.
+        image_channels: C.
         latent_dim: d, the continuous codes.
         noise_dim: noise variables of the generator.
         categorical_sizes: number of values of each categorical code.
         conv_channels: channels of the trunk's four convolutions; the generator mirrors them.
         hidden_units: units of the fully connected layer of both.
+        image_size: S, height and width of the images in pixels, at least 16.
 
     Source: Chen et al. 2016; shapes of Kim & Mnih 2018, appendix A.
     """
@@ -101,23 +104,26 @@ class InfoGAN(nn.Module):
         categorical_sizes: Sequence[int],
         conv_channels: Sequence[int],
         hidden_units: int,
+        image_size: int = IMAGE_SIZE,
     ) -> None:
         super().__init__()
         self.latent_dim, self.noise_dim = latent_dim, noise_dim
+        self.image_shape = (image_channels, image_size, image_size)
         self.categorical_sizes = tuple(categorical_sizes)
         c = [image_channels, *conv_channels]
         layers: list[nn.Module] = []
         for i in range(4, 0, -1):
-            layers += [nn.ReLU(inplace=True), ConvTranspose2d(c[i], c[i - 1], 4, 2, 1)]
+            layers += [nn.ReLU(inplace=True), mirror(i, c, image_size)]
+        last = sizes(image_size)[4]
         self.generator = nn.Sequential(
             nn.Linear(latent_dim + noise_dim + sum(self.categorical_sizes), hidden_units),
             nn.ReLU(inplace=True),
-            nn.Linear(hidden_units, c[4] * 4 * 4),
-            nn.Unflatten(1, (c[4], 4, 4)),
+            nn.Linear(hidden_units, c[4] * last * last),
+            nn.Unflatten(1, (c[4], last, last)),
             *layers,
         )
         q_outputs = 2 * latent_dim + sum(self.categorical_sizes)
-        self.critic = Critic(image_channels, q_outputs, conv_channels, hidden_units)
+        self.critic = Critic(image_channels, q_outputs, conv_channels, hidden_units, image_size)
 
     def draw(self, count: int, rng: Philox) -> Codes:
         """Draw codes and noise from their priors; row b takes the b-th run of words."""
@@ -132,7 +138,7 @@ class InfoGAN(nn.Module):
         return Codes(uniform[:, :d], uniform[:, d:], categories)
 
     def generate(self, codes: Codes) -> Tensor:
-        """Pixel logits of each code's image, ``[B, C, 64, 64]``; the image is their sigmoid."""
+        """Pixel logits of each code's image, ``[B, C, S, S]``; the image is their sigmoid."""
         parts = [codes.continuous, codes.noise]
         for column, size in zip(codes.categories.unbind(1), self.categorical_sizes, strict=True):
             # A comparison, not one_hot, which would wait for the device to check the classes.
@@ -140,19 +146,23 @@ class InfoGAN(nn.Module):
         return self.generator(torch.cat(parts, 1))
 
     def images(self, codes: Codes) -> Tensor:
-        """Images of codes, ``[B, C, 64, 64]`` float32, 0..1, channels last."""
-        pixels = torch.sigmoid(self.generate(codes).float())
-        return pixels.contiguous(memory_format=torch.channels_last)
+        """Images of codes, ``[B, C, S, S]`` float32, 0..1, channels last."""
+        return self.pixels(self.generate(codes)).contiguous(memory_format=torch.channels_last)
+
+    def pixels(self, decoded: Tensor) -> Tensor:
+        """Pictures of pixel logits: their sigmoid."""
+        return torch.sigmoid(decoded.float())
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of Q(c|x) of the continuous codes.
 
         Args:
-            x: images in 0..1, ``[B, C, 64, 64]``.
+            x: images in 0..1, ``[B, C, S, S]``.
 
         Returns:
             mu and logvar, each ``[B, d]`` float32.
         """
+        check_images(x, self.image_shape)
         mu, logvar, _ = self.split_q(self.critic.q(self.critic.trunk(x)))
         return mu, logvar
 
@@ -170,7 +180,7 @@ class InfoGAN(nn.Module):
             categories: int64 ``[B, number of categorical codes]``; None is the first of each.
 
         Returns:
-            logits, ``[B, C, 64, 64]``; the image is their sigmoid.
+            logits, ``[B, C, S, S]``; the image is their sigmoid.
         """
         if categories is None:
             categories = z.new_zeros(len(z), len(self.categorical_sizes), dtype=torch.int64)
@@ -215,4 +225,5 @@ def build(config: TrainConfig, image_channels: int) -> InfoGAN:
             config.categorical_sizes,
             config.conv_channels,
             config.hidden_units,
+            config.image_size or IMAGE_SIZE,
         )

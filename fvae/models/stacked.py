@@ -60,12 +60,13 @@ class StackedVAE(nn.Module):
             raise ValueError(f"group: got {group}, expected a divisor of {len(models)} models")
         whole = stack(models)
         self.encoder, self.decoder, self.group = whole.encoder, whole.decoder, group
+        self.nll, self.pixels = whole.nll, whole.pixels
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z|x).
 
         Args:
-            x: images in 0..1, ``[M, B, C, 64, 64]``.
+            x: images in 0..1, ``[M, B, C, S, S]``.
 
         Returns:
             mu and logvar, each ``[M, B, d]`` float32.
@@ -74,13 +75,13 @@ class StackedVAE(nn.Module):
         return mu, logvar
 
     def decode(self, z: Tensor) -> Tensor:
-        """Pixel logits of p(x|z).
+        """Pixel logits of p(x|z), or the pixels' means.
 
         Args:
             z: codes, ``[M, B, d]``.
 
         Returns:
-            logits, ``[M, B, C, 64, 64]``.
+            ``[M, B, C, S, S]``.
         """
         return self._join(self._run(self.decoder, z, z.shape[0]))
 
@@ -117,6 +118,8 @@ class StackedVAE(nn.Module):
             else:
                 assert isinstance(layer, nn.Unflatten)
                 x = self._split(x.unflatten(-1, layer.unflattened_size))
+                if layer.unflattened_size[-1] == 1:  # views of x, which the next layer overwrites
+                    x = [part.clone(memory_format=torch.channels_last) for part in x]
         return x
 
     def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Encoder, decoder and discriminator of Kim & Mnih 2018, for 64 x 64 images."""
+"""Encoder, decoder and discriminator of Kim & Mnih 2018, for square images of any size."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fvae.config import TrainConfig
+from fvae.config import IMAGE_SIZE, TrainConfig
 from fvae.device import as_imported
 from fvae.ops.reference import kl_to_prior
+from fvae.ops.training import pixel_nll
 
 #: Slope of the discriminator's leaky ReLU for negative input.
 LEAKY_SLOPE = 0.2
@@ -27,28 +28,61 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
     bias: Tensor  # always there
     padding: tuple[int, ...]  # never by name
+    output_padding: tuple[int, ...]
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one output size
-        """Return the layer's output, ``[B, out, 2H, 2W]``."""
+        """Return the layer's output, ``[B, out, 2H, 2W]``, or one row and column more."""
         return self.convolve(x, self.weight, self.bias)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int = 1) -> Tensor:
         """Return the layer's output with other weights, in groups of channels."""
-        y = F.conv_transpose2d(x, weight, None, self.stride, self.padding, groups=groups)
+        y = F.conv_transpose2d(
+            x, weight, None, self.stride, self.padding, self.output_padding, groups
+        )
         return y.add_(bias.to(y.dtype)[:, None, None])
 
 
+def sizes(side: int) -> list[int]:
+    """Sides in pixels of an image and of what each convolution makes of it: 28, 14, 7, 3, 1."""
+    return [side >> i for i in range(5)]
+
+
+def mirror(i: int, channels: Sequence[int], side: int) -> ConvTranspose2d:
+    """The transposed convolution that undoes the i-th convolution, i = 1 to 4.
+
+    Args:
+        i: which one; the first takes the image.
+        channels: of the image and of the four convolutions.
+        side: of the image, pixels.
+    """
+    # An odd side was rounded down: it gets its last row and column back.
+    return ConvTranspose2d(channels[i], channels[i - 1], 4, 2, 1, sizes(side)[i - 1] % 2)
+
+
+def check_images(x: Tensor, image_shape: tuple[int, int, int]) -> None:
+    """Check that images are of the shape that a network was made for.
+
+    Raises:
+        ValueError: they are not; networks of other sizes may have the same layers.
+    """
+    if x.shape[-3:] != image_shape:
+        c, h, w = image_shape
+        raise ValueError(f"x: got images {list(x.shape)}, expected [B, {c}, {h}, {w}]")
+
+
 class VAE(nn.Module):
-    """Encoder q(z|x) and decoder p(x|z) with Bernoulli pixels.
+    """Encoder q(z|x) and decoder p(x|z), whose pixels are Bernoulli or Gaussian of variance 1.
 
     Four 4 x 4 convolutions of stride 2 and a fully connected layer with ReLU, then 2 d outputs;
     the decoder mirrors them.
 
     Args:
-        image_channels: C, 1 or 3.
+        image_channels: C.
         latent_dim: d.
         conv_channels: channels of the four convolutions.
         hidden_units: units of the fully connected layer.
+        image_size: S, height and width of the images in pixels, at least 16.
+        likelihood: "bernoulli" or "gaussian".
 
     Source: Kim & Mnih 2018, appendix A.
     """
@@ -64,16 +98,20 @@ class VAE(nn.Module):
         latent_dim: int = 10,
         conv_channels: Sequence[int] = (32, 32, 64, 64),
         hidden_units: int = 128,
+        image_size: int = IMAGE_SIZE,
+        likelihood: str = TrainConfig.likelihood,
     ) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
+        self.latent_dim, self.likelihood = latent_dim, likelihood
+        self.image_shape = (image_channels, image_size, image_size)
         c = [image_channels, *conv_channels]
         encoder: list[nn.Module] = []
         decoder: list[nn.Module] = []
         for i in range(4):
             encoder += [nn.Conv2d(c[i], c[i + 1], 4, 2, 1), nn.ReLU(inplace=True)]
-            decoder += [nn.ReLU(inplace=True), ConvTranspose2d(c[4 - i], c[3 - i], 4, 2, 1)]
-        flat = c[4] * 4 * 4
+            decoder += [nn.ReLU(inplace=True), mirror(4 - i, c, image_size)]
+        last = sizes(image_size)[4]
+        flat = c[4] * last * last
         self.encoder = nn.Sequential(
             *encoder,
             nn.Flatten(),
@@ -85,7 +123,7 @@ class VAE(nn.Module):
             nn.Linear(latent_dim, hidden_units),
             nn.ReLU(inplace=True),
             nn.Linear(hidden_units, flat),
-            nn.Unflatten(1, (c[4], 4, 4)),
+            nn.Unflatten(1, (c[4], last, last)),
             *decoder,
         )
 
@@ -93,31 +131,51 @@ class VAE(nn.Module):
         """Mean and log variance of q(z|x).
 
         Args:
-            x: images in 0..1, ``[B, C, 64, 64]``.
+            x: images in 0..1, ``[B, C, S, S]``.
 
         Returns:
             mu and logvar, each ``[B, d]`` float32.
         """
+        check_images(x, self.image_shape)
         mu, logvar = self.encoder(x).float().chunk(2, dim=1)
         return mu, logvar
 
     def decode(self, z: Tensor) -> Tensor:
-        """Pixel logits of p(x|z).
+        """Pixel logits of p(x|z), or the pixels' means where they are Gaussian.
 
         Args:
             z: codes, ``[B, d]``.
 
         Returns:
-            logits, ``[B, C, 64, 64]``; the pixel's mean is their sigmoid.
+            ``[B, C, S, S]``; :meth:`pixels` makes pictures of them.
         """
         return self.decoder(z)
+
+    def pixels(self, decoded: Tensor) -> Tensor:
+        """Pictures of what :meth:`decode` gave: its sigmoid, or Gaussian means cut to 0..1."""
+        decoded = decoded.float()
+        return decoded.clamp(0, 1) if self.likelihood == "gaussian" else torch.sigmoid(decoded)
+
+    def nll(self, decoded: Tensor, target: Tensor, backend: str | None = None) -> Tensor:
+        """-log p(x|z) of what :meth:`decode` gave.
+
+        Args:
+            decoded: ``[B, C, S, S]``.
+            target: x in any form that :func:`fvae.ops.bernoulli_nll` takes.
+            backend: of :func:`fvae.ops.bernoulli_nll` or :func:`fvae.ops.gaussian_nll`.
+
+        Returns:
+            ``[]`` float32, nats an image, mean over the batch. NaN, not an error, where Bernoulli's
+            x is outside 0..1: nothing waits for the device.
+        """
+        return pixel_nll(f"{self.likelihood}_nll", decoded, target, backend)
 
     def information(self, mu: Tensor, logvar: Tensor) -> Tensor:
         """Mean KL of q(z_j|x) to the prior, nats: ``[N, d]`` twice -> float64 ``[d]``."""
         return kl_to_prior(mu, logvar).double().mean(0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction logits from the mean code, with mu and logvar."""
+        """What the mean code decodes to, with mu and logvar."""
         mu, logvar = self.encode(x)
         return self.decode(mu), mu, logvar
 
@@ -172,7 +230,14 @@ def build(
 ) -> tuple[VAE, Discriminator | None]:
     """Make the networks of a configuration; the weights depend on its seed alone."""
     with initialised(config.seed):
-        vae = VAE(image_channels, config.latent_dim, config.conv_channels, config.hidden_units)
+        vae = VAE(
+            image_channels,
+            config.latent_dim,
+            config.conv_channels,
+            config.hidden_units,
+            config.image_size or IMAGE_SIZE,
+            config.likelihood,
+        )
         if not discriminator:
             return vae, None
         return vae, Discriminator(config.latent_dim, config.disc_units, config.disc_hidden_layers)

@@ -25,6 +25,7 @@ from fvae.ops.registry import (
 from fvae.ops.training import (
     bernoulli_nll,
     gather_batch,
+    gaussian_nll,
     logit_ratio,
     permute_dims,
     reparameterize,
@@ -39,6 +40,7 @@ __all__ = [
     "bernoulli_nll",
     "build_extension",
     "gather_batch",
+    "gaussian_nll",
     "grouped_variance",
     "implementation",
     "logit_ratio",

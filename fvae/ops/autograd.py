@@ -257,53 +257,54 @@ def logit_ratio(
     return implementation("logit_ratio", backend)(logits_z, logits_perm)[:3]
 
 
-# --- the likelihoods ------------------------------------------------------------------------------
+# --- bernoulli_nll, gaussian_nll ------------------------------------------------------------------
 
 
-class _Likelihood(torch.autograd.Function):
+class _PixelNLL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, target, op, backend):
-        nll, grad = implementation(op, backend)(logits, target)
-        ctx.save_for_backward(grad, logits, savable(target))
+    def forward(ctx, out, target, op, backend):
+        nll, grad = implementation(op, backend)(out, target)
+        ctx.save_for_backward(grad, out, savable(target))
         ctx.op = op
         return nll
 
     @staticmethod
     def backward(ctx, grad_nll):
-        grad, logits, target = ctx.saved_tensors
+        grad, out, target = ctx.saved_tensors
         if torch.is_grad_enabled():
-            grad = reference.NLL_GRADIENTS[ctx.op](logits, target)
-        return _times(grad, grad_nll, logits.dtype), None, None, None
+            grad = reference.pixel_nll_gradient(ctx.op, out, target)
+        return _times(grad, grad_nll, out.dtype), None, None, None
 
 
-class _LikelihoodFunc(torch.autograd.Function):
+class _PixelNLLFunc(torch.autograd.Function):
     @staticmethod
-    def forward(logits, target, op, backend):
-        return implementation(op, backend)(logits, target)[0]
+    def forward(out, target, op, backend):
+        return implementation(op, backend)(out, target)[0]
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, target, ctx.op, _ = inputs
-        ctx.save_for_backward(logits, savable(target))
+        out, target, ctx.op, _ = inputs
+        ctx.save_for_backward(out, savable(target))
 
     @staticmethod
     def backward(ctx, grad_nll):
-        logits, target = ctx.saved_tensors
-        grad = reference.NLL_GRADIENTS[ctx.op](logits, target)
-        return _times(grad, grad_nll, logits.dtype), None, None, None
+        out, target = ctx.saved_tensors
+        grad = reference.pixel_nll_gradient(ctx.op, out, target)
+        return _times(grad, grad_nll, out.dtype), None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, logits, target, op, backend):
-        logits = _mapped(info.batch_size, in_dims[0], logits)
-        target = _mapped(info.batch_size, in_dims[1], target)
-        models = logits.shape[:-4]
-        packed = 1 if target.dim() < logits.dim() else 3
-        nll = likelihood(op, logits.flatten(0, -5), target.flatten(0, -packed - 2), backend)
-        return nll.unflatten(0, models), 0
+    def vmap(info, in_dims, *args):
+        out, target = (
+            _mapped(info.batch_size, *pair) for pair in zip(in_dims[:2], args, strict=False)
+        )
+        given = out.shape[:-4]
+        image = 1 if target.dim() < out.dim() else 3  # packed bits have one dimension an image
+        target = target.flatten(0, -image - 2)
+        return pixel_nll(args[2], out.flatten(0, -5), target, args[3]).unflatten(0, given), 0
 
 
 def _times(grad: Tensor, grad_nll: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient of the logits; that of float16 logits was kept in float32.
+    """The gradient of the network's output; that of float16 was kept in float32.
 
     Of 64 images a pixel's gradient is at most 1/64, and most are so small that half precision would
     lose them before a loss scale lifts them.
@@ -312,13 +313,13 @@ def _times(grad: Tensor, grad_nll: Tensor, dtype: torch.dtype) -> Tensor:
     return (grad * upstream.to(grad.dtype)).to(dtype)
 
 
-def likelihood(op: str, logits: Tensor, target: Tensor, backend: str | None) -> Tensor:
-    """nll of an op such as :func:`fvae.ops.bernoulli_nll`, with its gradient."""
+def pixel_nll(op: str, out: Tensor, target: Tensor, backend: str | None) -> Tensor:
+    """nll of :func:`fvae.ops.bernoulli_nll` or its sister, by name, with its gradient."""
     # A target with a gradient (another network's images) is rare: autograd's own way serves it.
     if forward_ad._current_level >= 0 or (target.requires_grad and torch.is_grad_enabled()):
-        return reference.NLLS[op](logits, target)
+        return reference.pixel_nll(op, out, target)
     if _transformed():
-        return _LikelihoodFunc.apply(logits, target, op, backend)
-    if logits.requires_grad and torch.is_grad_enabled():
-        return _Likelihood.apply(logits, target, op, backend)
-    return implementation(op, backend)(logits, target)[0]
+        return _PixelNLLFunc.apply(out, target, op, backend)
+    if out.requires_grad and torch.is_grad_enabled():
+        return _PixelNLL.apply(out, target, op, backend)
+    return implementation(op, backend)(out, target)[0]

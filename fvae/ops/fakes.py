@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fvae.ops import reference
 from fvae.ops.registry import LIBRARY
 
 
@@ -48,8 +49,13 @@ def _(logits_z, logits_perm):
 @torch.library.register_fake("fvae::bernoulli_nll", lib=LIBRARY)
 def _(logits, target):
     nll = logits.new_empty(logits.shape[:-4], dtype=_sum_dtype(logits))
-    half = logits.dtype == torch.float16
-    return nll, torch.empty_like(logits, dtype=torch.float32 if half else logits.dtype)
+    return nll, torch.empty_like(logits, dtype=reference.kept(logits.dtype))
+
+
+@torch.library.register_fake("fvae::gaussian_nll", lib=LIBRARY)
+def _(mean, target):
+    nll = mean.new_empty(mean.shape[:-4], dtype=_sum_dtype(mean))
+    return nll, torch.empty_like(mean, dtype=reference.kept(mean.dtype))
 
 
 @torch.library.register_fake("fvae::metric_votes", lib=LIBRARY)

@@ -131,7 +131,8 @@ def unpack(rows: Tensor, image_shape: Sequence[int], packed: bool, dtype: torch.
         pixels = ((rows[..., None] >> bit) & 1).to(dtype)
     else:
         pixels = rows.to(dtype) * (1 / 255)
-    return pixels.reshape(-1, *image_shape)
+    # The last byte of a row may have bits left over.
+    return pixels.flatten(1)[:, : prod(image_shape)].reshape(-1, *image_shape)
 
 
 def gather_batch(
@@ -150,41 +151,68 @@ def gather_batch(
     return unpack(rows, image_shape, packed, dtype).unflatten(0, indices.shape), indices
 
 
-def _pixels(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits, and a target of any form, in the dtype of the sums."""
-    logit = wide(logits)
-    if target.dtype == torch.uint8 and target.shape != logits.shape:
-        x = unpack(target.flatten(0, -2), logits.shape[-3:], True, logit.dtype)
-        return logit, x.view(logits.shape)
+def _pixels(target: Tensor, like: Tensor) -> Tensor:
+    """Any form of target as floating point of the shape and dtype of ``like``."""
+    if target.dtype == torch.uint8 and target.shape != like.shape:
+        return unpack(target.flatten(0, -2), like.shape[-3:], True, like.dtype).view(like.shape)
     if target.dtype == torch.uint8:
-        return logit, target.to(logit.dtype) * (1 / 255)
-    return logit, target.to(logit.dtype)
-
-
-def _bernoulli(logit: Tensor, x: Tensor) -> Tensor:
-    return (F.softplus(logit) - logit * x).sum((-3, -2, -1)).mean(-1)
+        return target.to(like.dtype) * (1 / 255)
+    return target.to(like.dtype)
 
 
 def bernoulli_nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """sum over pixels, mean over the batch, of log(1 + exp(l)) - l x; and its gradient.
 
-    The gradient has the logits' dtype, but float32 for float16: a loss scale comes later.
+    NaN where a floating-point target is outside 0..1. The gradient has the logits' dtype, but
+    float32 for float16: a loss scale comes later.
     """
-    logit, x = _pixels(logits, target)
+    logit = wide(logits)
+    x = _pixels(target, logit)
     # In place: the gradient keeps the layout of the logits, and the image is walked once less.
     grad = torch.sigmoid(logit).sub_(x).mul_(1 / logits.shape[-4])
-    return _bernoulli(logit, x), grad if logits.dtype == torch.float16 else grad.to(logits.dtype)
+    return _bernoulli(logit, x, target), grad.to(kept(logits.dtype))
 
 
-def _bernoulli_gradient(logits: Tensor, target: Tensor) -> Tensor:
-    logit, x = _pixels(logits, target)
-    return (torch.sigmoid(logit) - x) * (1 / logits.shape[-4])
+def _bernoulli(logit: Tensor, x: Tensor, target: Tensor) -> Tensor:
+    nll = (F.softplus(logit) - logit * x).sum((-3, -2, -1)).mean(-1)
+    if target.is_floating_point():
+        values = x.detach()
+        if x.dim() == 4:
+            low, high = values.aminmax()
+        else:  # of each model apart
+            low, high = values.amin((-4, -3, -2, -1)), values.amax((-4, -3, -2, -1))
+        nll = nll.masked_fill(~((low >= 0) & (high <= 1)), torch.nan)
+    return nll
 
 
-#: The likelihoods' ops -> nll, and its gradient in the logits: as autograd and its transforms
-#: follow them, in all that is differentiable.
-NLLS = {"bernoulli_nll": lambda logits, target: _bernoulli(*_pixels(logits, target))}
-NLL_GRADIENTS = {"bernoulli_nll": _bernoulli_gradient}
+def kept(dtype: torch.dtype) -> torch.dtype:
+    """What the gradient of pixels is kept in: float32 for float16, as a loss scale comes later."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def gaussian_nll(mean: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """sum over pixels, mean over the batch, of (m - x)^2 / 2; and its gradient."""
+    m = wide(mean)
+    # Into memory laid out as the mean is, as the gradient will be.
+    error = torch.sub(m, _pixels(target, m), out=torch.empty_like(m))
+    nll = 0.5 * error.square().sum((-3, -2, -1)).mean(-1)
+    return nll, error.mul_(1 / mean.shape[-4]).to(kept(mean.dtype))
+
+
+def pixel_nll(op: str, out: Tensor, target: Tensor) -> Tensor:
+    """nll of "bernoulli_nll" or "gaussian_nll", as autograd and its transforms can follow it."""
+    y = wide(out)
+    x = _pixels(target, y)
+    if op == "bernoulli_nll":
+        return _bernoulli(y, x, target)
+    return 0.5 * (y - x).square().sum((-3, -2, -1)).mean(-1)
+
+
+def pixel_nll_gradient(op: str, out: Tensor, target: Tensor) -> Tensor:
+    """Its gradient in ``out``, itself differentiable; in the dtype of the sums."""
+    y = wide(out)
+    x = _pixels(target, y)
+    return ((torch.sigmoid(y) if op == "bernoulli_nll" else y) - x) * (1 / out.shape[-4])
 
 
 def strides(factor_sizes: Sequence[int]) -> list[int]:

@@ -28,6 +28,7 @@ SCHEMAS = {
     "logit_ratio": "(Tensor logits_z, Tensor logits_perm)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "bernoulli_nll": "(Tensor logits, Tensor target) -> (Tensor, Tensor)",
+    "gaussian_nll": "(Tensor mean, Tensor target) -> (Tensor, Tensor)",
     "metric_votes": "(Tensor codes, int[] factor_sizes, int votes, int samples, bool balanced,"
     " Tensor scale, Tensor active, Tensor seed, Tensor step, int lane) -> Tensor",
     "pair_features": "(Tensor codes, int[] factor_sizes, int points, int pairs, bool balanced,"
@@ -42,6 +43,7 @@ OPS = (
     "permute_dims",
     "logit_ratio",
     "bernoulli_nll",
+    "gaussian_nll",
     "metric_votes",
     "pair_features",
     "grouped_variance",

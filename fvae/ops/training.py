@@ -88,7 +88,7 @@ def gather_batch(
             ``word_i * N >> 32``, of bias below N / 2**32. None draws a key from PyTorch's
             global generator.
         backend: None picks; otherwise a name in :data:`BACKENDS`.
-        dtype: of x; float32 or bfloat16.
+        dtype: of x; float32, bfloat16 or float16.
         return_indices: also return the images' indices.
 
     Returns:
@@ -136,7 +136,7 @@ def reparameterize(
     ``kl[j] = mean over the batch of (mu_j^2 + exp(logvar_j) - logvar_j - 1) / 2``.
 
     Args:
-        mu: means, ``[B, d]`` or ``[M, B, d]``; float32 or bfloat16.
+        mu: means, ``[B, d]`` or ``[M, B, d]``; float32, bfloat16 or float16.
         logvar: log variances, of mu's shape and dtype.
         rng: key and step of the noise; None draws a key from PyTorch's global generator.
         backend: None picks; otherwise a name in :data:`BACKENDS`.
@@ -168,7 +168,7 @@ def permute_dims(z: Tensor, rng: Philox | None = None, backend: str | None = Non
     the product of the marginals of q(z), class 1 of the discriminator.
 
     Args:
-        z: ``[B, d]``, or ``[M, B, d]`` for M models; float32 or bfloat16.
+        z: ``[B, d]``, or ``[M, B, d]`` for M models; float32, bfloat16 or float16.
         rng: key and step of the permutations; None draws a key from PyTorch's global generator.
         backend: None picks; otherwise a name in :data:`BACKENDS`.
 
@@ -200,7 +200,8 @@ def logit_ratio(
     "drawn from q(z)" (class 0), logit 1 is "permuted" (class 1).
 
     Args:
-        logits_z: discriminator logits of z, ``[B, 2]`` or ``[M, B, 2]``; float32 or bfloat16.
+        logits_z: discriminator logits of z, ``[B, 2]`` or ``[M, B, 2]``; float32, bfloat16 or
+            float16.
         logits_perm: logits of the permuted z, of the same shape and dtype.
         backend: None picks; otherwise a name in :data:`BACKENDS`.
 
@@ -222,40 +223,95 @@ def logit_ratio(
     return autograd.logit_ratio(logits_z, logits_perm, backend)
 
 
-# --- bernoulli_nll --------------------------------------------------------------------------
+# --- bernoulli_nll, gaussian_nll -------------------------------------------------------------
+
+
+def pixel_nll(op: str, out: Tensor, target: Tensor, backend: str | None = None) -> Tensor:
+    """:func:`bernoulli_nll` or :func:`gaussian_nll`, by name, without a look at target's values.
+
+    For the training step, which waits for no device: its images cannot be wrong. Bernoulli's nll is
+    NaN where a floating-point target is outside 0..1.
+    """
+    name = "logits" if op == "bernoulli_nll" else "mean"
+    check_float(name, out, (4, 5), "[B, C, H, W] or [M, B, C, H, W]")
+    packed = (*out.shape[:-3], -(-out.shape[-3:].numel() // 8))
+    if target.shape != out.shape and not (target.dtype == torch.uint8 and target.shape == packed):
+        raise ValueError(
+            f"target: got shape {list(target.shape)} {target.dtype}, expected"
+            f" {list(out.shape)}, or uint8 {list(packed)} of packed bits"
+        )
+    if target.dtype not in (*FLOATS, torch.bool, torch.uint8):
+        raise TypeError(f"target: got {target.dtype}, expected floating point, bool or uint8")
+    return autograd.pixel_nll(op, out, target, backend)
 
 
 def bernoulli_nll(logits: Tensor, target: Tensor, backend: str | None = None) -> Tensor:
     """nll = mean over the batch, sum over pixels, of log(1 + exp(l)) - l x.
 
     Args:
-        logits: ``[B, C, H, W]`` or ``[M, B, C, H, W]``; float32 or bfloat16.
+        logits: ``[B, C, H, W]`` or ``[M, B, C, H, W]``; float32, bfloat16 or float16.
         target: x, in one of four forms, told apart by dtype and shape:
             floating point of the logits' shape, 0..1;
             bool of the logits' shape, 0 or 1;
             uint8 of the logits' shape, bytes 0..255, x = byte / 255 (0/1 images held as uint8
             are passed as ``images.bool()``);
-            uint8 ``[..., C * H * W / 8]``, packed bits: pixel p of the flattened image is bit
-            ``p % 8`` of byte ``p // 8``, as in the ``data`` of a binary store.
+            uint8 ``[..., ceil(C * H * W / 8)]``, packed bits: pixel p of the flattened image is
+            bit ``p % 8`` of byte ``p // 8``, as in the ``data`` of a binary store.
         backend: None picks; otherwise a name in :data:`BACKENDS`.
 
     Returns:
         nll, ``[]`` or ``[M]``, float32, in nats an image. The gradient is made in the forward
-        pass; the target has none.
+        pass. NaN where a floating-point target is outside 0..1 and that
+        cannot be raised: on a GPU, which is not waited for, and where ``torch.compile`` or a
+        transform of ``torch.func`` traces the call.
 
     Raises:
         TypeError: logits are not floating point, or target has another dtype.
+        ValueError: the target's shape fits no form, a floating-point target on the CPU is outside
+            0..1 or not a number, or the backend does not exist.
+    """
+    nll = pixel_nll("bernoulli_nll", logits, target, backend)
+    if target.is_floating_point() and target.device.type == "cpu":
+        _check_in_unit(nll, target)
+    return nll
+
+
+def _check_in_unit(nll: Tensor, target: Tensor) -> None:
+    """Raise a ValueError where nll is NaN for a target outside 0..1."""
+    if torch.compiler.is_compiling():
+        return
+    try:
+        if not bool(nll.detach().isnan().any()):
+            return
+        low, high = (bound.item() for bound in target.aminmax())
+    except RuntimeError:  # traced or vmapped: there are no values to look at
+        return
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"target: got values from {low:g} to {high:g}, expected floating point in 0..1; scale"
+            " the images, or take gaussian_nll"
+        )
+
+
+def gaussian_nll(mean: Tensor, target: Tensor, backend: str | None = None) -> Tensor:
+    """nll = mean over the batch, sum over pixels, of (m - x)^2 / 2.
+
+    The negative log likelihood of Gaussian pixels of unit variance, without its constant
+    ``C * H * W * log(2 pi) / 2``, which no parameter changes: 0 is a perfect reconstruction, as
+    in other libraries' squared-error losses.
+
+    Args:
+        mean: m, ``[B, C, H, W]`` or ``[M, B, C, H, W]``; float32, bfloat16 or float16; any numbers.
+        target: x, in one of the four forms of :func:`bernoulli_nll`; a floating-point one may
+            have any values.
+        backend: None picks; otherwise a name in :data:`BACKENDS`.
+
+    Returns:
+        nll, ``[]`` or ``[M]``, float32, in nats an image. The gradient is made in the forward
+        pass.
+
+    Raises:
+        TypeError: mean is not floating point, or target has another dtype.
         ValueError: the target's shape fits no form, or the backend does not exist.
     """
-    check_float("logits", logits, (4, 5), "[B, C, H, W] or [M, B, C, H, W]")
-    packed = (*logits.shape[:-3], logits.shape[-3:].numel() // 8)
-    if target.shape != logits.shape and not (
-        target.dtype == torch.uint8 and target.shape == packed
-    ):
-        raise ValueError(
-            f"target: got shape {list(target.shape)} {target.dtype}, expected"
-            f" {list(logits.shape)}, or uint8 {list(packed)} of packed bits"
-        )
-    if target.dtype not in (*FLOATS, torch.bool, torch.uint8):
-        raise TypeError(f"target: got {target.dtype}, expected floating point, bool or uint8")
-    return autograd.likelihood("bernoulli_nll", logits, target, backend)
+    return pixel_nll("gaussian_nll", mean, target, backend)

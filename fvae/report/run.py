@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -59,14 +60,31 @@ def traverse(
         values: ``[n]``.
 
     Returns:
-        pixel means, float32 ``[len(order), n, H, W, C]``, 0..1.
+        pictures, float32 ``[len(order), n, H, W, 1 or 3]``, 0..1, as :func:`shown` makes them.
     """
     rows = code.repeat(len(order), len(values), 1)
     for i, dim in enumerate(order):
         rows[i, :, dim] = torch.as_tensor(values, dtype=rows.dtype)
     with torch.inference_mode():
-        pixels = torch.sigmoid(model.decode(rows.flatten(0, 1)).float())
-    return pixels.unflatten(0, rows.shape[:2]).permute(0, 1, 3, 4, 2).numpy()
+        pictures = shown(model.pixels(model.decode(rows.flatten(0, 1))))
+    return pictures.unflatten(0, rows.shape[:2]).numpy()
+
+
+def shown(images: Tensor) -> Tensor:
+    """Images ``[n, C, H, W]`` as gray or RGB pictures ``[n, H', W', 1 or 3]``.
+
+    One channel is gray and three are RGB, as they are. Any other number of channels are gray
+    tiles of one picture, in rows from the left: two side by side, four in a square.
+    """
+    n, channels, height, width = images.shape
+    if channels in (1, 3):
+        return images.permute(0, 2, 3, 1)
+    columns = math.ceil(math.sqrt(channels))
+    rows = math.ceil(channels / columns)
+    tiles = images.new_zeros(n, rows * columns, height, width)
+    tiles[:, :channels] = images
+    tiles = tiles.view(n, rows, columns, height, width).transpose(2, 3)
+    return tiles.reshape(n, rows * height, columns * width, 1)
 
 
 def by_kl(kl: Tensor) -> list[int]:
@@ -148,11 +166,11 @@ def _traversal_gif(model: VAE | InfoGAN, store: Store, kl: Tensor, seed: int) ->
 def _reconstruction_figure(model: VAE | InfoGAN, store: Store, seed: int) -> plt.Figure:
     x = pixels(store, sample_images(store, 12, seed + 1))
     with torch.inference_mode():
-        y = torch.sigmoid(model(x)[0].float())
+        y = model.pixels(model(x)[0])
     figure, axes = plt.subplots(2, len(x), figsize=(len(x) * 0.85, 1.8))
     for row, (name, images) in enumerate((("data", x), ("model", y))):
-        for axis, image in zip(axes[row], images, strict=True):
-            _show(axis, image.permute(1, 2, 0).numpy())
+        for axis, image in zip(axes[row], shown(images), strict=True):
+            _show(axis, image.numpy())
         axes[row, 0].set_ylabel(name, fontsize=9)
     figure.subplots_adjust(wspace=0.04, hspace=0.04)
     return figure

@@ -176,8 +176,8 @@ def _measure_processes(
 
     pilot = {o: [dataclasses.asdict(c) for c in group] for o, group in groups.items()}
     job = {
-        "pilot": pilot, "seconds": seconds, "data": config.data, "device": config.device,
-        "threads": plan.threads,
+        "pilot": pilot, "seconds": seconds, "data": config.data,
+        "image_size": config.image_size, "device": config.device, "threads": plan.threads,
     }  # fmt: skip
     torchrun(job, plan.processes, log, on_event, stop)
     # No memory for so many, no port to meet at: a strategy less.

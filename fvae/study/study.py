@@ -68,7 +68,7 @@ def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
         _check_same(kept["settings"], settings, out)
     else:
         _check_free(out)
-        store = data.load(config.data, progress=show_progress)
+        store = data.load(config.data, show_progress, image_size=config.image_size)
         make_trainer(next(iter(expand(config).values())), store)  # refuse what cannot train
         release_memory(config.device)
         out.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def _bring_to_its_end(
     protocol = config.protocol if kept["factors"] else None
     todo = {n: c for n, c in expected.items() if not is_finished(runs / n, c, protocol)}
     if todo:
-        store = store or data.load(config.data, progress=show_progress)
+        store = store or data.load(config.data, show_progress, image_size=config.image_size)
         for name, run in todo.items():
             _prepare(runs / name, run)
         with Stop() as stop:
@@ -144,7 +144,7 @@ def _execute(
         return []
     job: dict[str, Any] = {
         "runs": str(runs.resolve()), "protocol": protocol, "data": config.data,
-        "device": config.device, "threads": plan.threads,
+        "image_size": config.image_size, "device": config.device, "threads": plan.threads,
     }  # fmt: skip
     if config.launcher == "ray":
         job["groups"] = plan.groups

@@ -3,6 +3,7 @@
 Nothing is pickled. The file's metadata holds the configuration that made it.
 """
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -78,6 +79,11 @@ def read(run: Path, config: TrainConfig, name: str = NAME) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, cut short, or of another configuration.
     """
+    return _read(run, config, name)[0]
+
+
+def _read(run: Path, config: TrainConfig, name: str = NAME) -> tuple[dict[str, Tensor], dict]:
+    """Return the tensors as :func:`read`, and the settings that the file was made with."""
     path = run / name
     if not path.is_file():
         raise UserError(f"{path}: no such file; {run} is not a run folder made by `fvae train`")
@@ -93,13 +99,15 @@ def read(run: Path, config: TrainConfig, name: str = NAME) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a checkpoint of this version of fvae; train again")
     made_by = json.loads(metadata["config"])
     for name, value in json.loads(config.to_json()).items():
-        # A setting that came later than the file had its default's effect then.
-        if name not in RESUMABLE and made_by.get(name, value) != value:
+        # A setting that came later than the file had its default's effect then. The size of the
+        # images is the data set's, unless it was asked for.
+        free = name in RESUMABLE or (name == "image_size" and value is None)
+        if not free and made_by.get(name, value) != value:
             raise UserError(
                 f"{path}: was made with {name} = {made_by.get(name)!r}, but"
                 f" {run / 'config.json'} says {value!r}; put back the one that belongs to it"
             )
-    return tensors
+    return tensors, made_by
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path) -> None:
@@ -129,9 +137,10 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> VAE | InfoGAN:
         device: where to put the weights.
 
     Returns:
-        model with ``encode(x [B, C, H, W] in 0..1) -> (mu, logvar)``, each ``[B, d]``, and
-        ``decode(z) -> logits [B, C, H, W]``. Of an infogan or infowgan-gp run, mu and logvar are
-        those of Q(c|x), and decode sets the generator's noise to 0.
+        model with ``encode(x [B, C, H, W] in 0..1) -> (mu, logvar)``, each ``[B, d]``,
+        ``decode(z) -> logits [B, C, H, W]`` (means, of a Gaussian likelihood), ``pixels(decoded)``,
+        the pictures of these in 0..1, and ``image_shape``, (C, H, W). Of an infogan or infowgan-gp
+        run, mu and logvar are those of Q(c|x), and decode sets the generator's noise to 0.
 
     Raises:
         UserError: not a run folder, or its checkpoint is missing, cut short or of another
@@ -139,7 +148,9 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> VAE | InfoGAN:
     """
     run = Path(run)
     config = TrainConfig.from_file(run / "config.json")
-    tensors = read(run, config)
+    tensors, made_by = _read(run, config)
+    # Not in files from before the setting, when all images were of one size.
+    config = dataclasses.replace(config, image_size=made_by.get("image_size"))
     objective = OBJECTIVES[config.objective]
     prefix = objective.part + "."
     first = tensors.get(prefix + objective.first)

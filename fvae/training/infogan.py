@@ -12,8 +12,9 @@ the usual GAN (Goodfellow et al. 2014, non-saturating).
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +89,7 @@ def input_gradient(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
                 case nn.Flatten():
                     transposed.append(partial(torch.reshape, shape=shape))
                 case nn.Conv2d():
-                    transposed.append(partial(_transposed_convolution, layer))
+                    transposed.append(partial(_transposed_convolution, layer, shape[2:]))
                 case _:
                     raise TypeError(f"layers: got {type(layer).__name__}, its slope is unknown")
     g = torch.ones_like(h)
@@ -97,9 +98,15 @@ def input_gradient(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     return g
 
 
-def _transposed_convolution(layer: nn.Conv2d, g: Tensor) -> Tensor:
-    stride, padding = layer.stride, layer.padding  # of numbers: no network here names its padding
-    return F.conv_transpose2d(g, layer.weight, None, stride, padding)  # type: ignore[arg-type]
+def _transposed_convolution(layer: nn.Conv2d, size: Sequence[int], g: Tensor) -> Tensor:
+    # Of numbers: no network here names its padding.
+    stride, padding = layer.stride, cast(tuple[int, ...], layer.padding)
+    # What the convolution left out of the images at their ends, as half a stride of an odd side.
+    left_out = [
+        size[i] - ((g.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + layer.kernel_size[i])
+        for i in range(2)
+    ]
+    return F.conv_transpose2d(g, layer.weight, None, stride, padding, left_out)
 
 
 def gradient_penalty(
@@ -139,7 +146,7 @@ def critic_terms(
 
     Args:
         model: the networks.
-        x: images of the data set, ``[B, C, 64, 64]``, 0..1.
+        x: images of the data set, ``[B, C, S, S]``, 0..1.
         fake: images generated from codes, of x's shape, without a gradient.
         codes: what fake was made from.
         mixture: ``[B]``, uniform in [0, 1), for InfoWGAN-GP; None for InfoGAN.
@@ -195,7 +202,7 @@ class InfoGANTrainer(Trainer):
         store: the data set; it is moved to the device.
 
     Raises:
-        UserError: the images are not 64 x 64 with 1 or 3 channels.
+        UserError: the images are not square, or smaller than 16 x 16.
     """
 
     def _build(self, channels: int) -> list[dict]:

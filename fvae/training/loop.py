@@ -19,7 +19,7 @@ from fvae.registry import DATA
 from fvae.training import checkpoint
 from fvae.training.distributed import World
 from fvae.training.means import Means
-from fvae.training.trainer import Trainer, make_trainer
+from fvae.training.trainer import Trainer, make_trainer, sized
 
 CONFIG_NAME = "config.json"
 LOG_NAME = "log.jsonl"
@@ -112,7 +112,7 @@ def train(
             the checkpoint does not fit.
         OSError: the folder is read-only or the disk is full.
     """
-    world = world or World()
+    world, config = world or World(), sized(config, store)
     trainer = make_trainer(config, store, world)
     means = Means()
     if world.on_main((run / checkpoint.NAME).exists):

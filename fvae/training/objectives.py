@@ -29,7 +29,10 @@ class EncoderDecoder(Protocol):
         """Return mu and logvar of q(z|x)."""
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the pixel logits of p(x|z)."""
+        """Return the parameters of p(x|z), such as pixel logits."""
+
+    def nll(self, decoded: Tensor, target: Tensor, backend: str | None) -> Tensor:
+        """Return -log p(x|z), nats an image."""
 
 
 class Draws(Protocol):
@@ -55,7 +58,7 @@ def _elbo_terms(
 ) -> tuple[Terms, Tensor]:
     mu, logvar = code
     z, kl_dims = draws.reparameterize(mu, logvar, rng, backend)
-    recon = ops.bernoulli_nll(model.decode(z), x if target is None else target, backend)
+    recon = model.nll(model.decode(z), x if target is None else target, backend)
     return {"recon": recon, "kl": kl_dims.sum(-1), "kl_dims": kl_dims}, z
 
 
@@ -72,7 +75,7 @@ def beta_vae(
 
     Args:
         model: encoder and decoder.
-        x: images in 0..1, ``[B, C, 64, 64]``.
+        x: images in 0..1, ``[B, C, S, S]``.
         weight: beta.
         rng: noise of the step.
         backend: backend of the ops.
@@ -109,7 +112,7 @@ def factor_vae(
     Args:
         model: encoder and decoder.
         discriminator: from codes to two logits; 0 is "drawn from q(z)", 1 is "permuted".
-        x: images in 0..1, ``[B, C, 64, 64]``, whose codes are class 0.
+        x: images in 0..1, ``[B, C, S, S]``, whose codes are class 0.
         x_second: a second batch; its codes, permuted, are class 1.
         weight: gamma.
         rng: noise and permutations of the step.

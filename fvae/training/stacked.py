@@ -2,7 +2,8 @@
 
 Each model has its own seed, weight of the objective and warm-up, draws what it would draw alone
 and takes the step that it would take alone, to rounding, which training amplifies over many steps,
-here as between any two machines. On a CPU in fp32 it is that step bit for bit. See
+here as between any two machines. On a CPU in fp32 it is that step bit for bit with 64 x 64 images
+of one channel; with others the bias of the last layer is summed in another order. See
 :mod:`fvae.models.stacked` for the networks.
 """
 
@@ -29,7 +30,7 @@ from fvae.registry import OBJECTIVES
 from fvae.training import checkpoint, loop, objectives
 from fvae.training.means import Means
 from fvae.training.scaling import LossScale
-from fvae.training.trainer import Trainer
+from fvae.training.trainer import Trainer, sized
 
 # A checkpoint that is complete, while those of the other runs of the group may not be.
 _NEXT = f".{checkpoint.NAME}.next"
@@ -68,20 +69,21 @@ class StackedTrainer(Trainer):
         group: models that share one convolution; None picks by device and precision.
 
     Raises:
-        UserError: the settings cannot train in one step, or the images are not 64 x 64 with 1 or
-            3 channels.
+        UserError: the settings cannot train in one step, or the images are not square, or smaller
+            than 16 x 16.
     """
 
     def __init__(
         self, configs: Sequence[TrainConfig], store: Store, group: int | None = None
     ) -> None:
+        configs = [sized(config, store) for config in configs]
         for config in configs:
             if not stackable(configs[0], config):
                 raise UserError(
                     f"runs of seeds {configs[0].seed} and {config.seed} cannot train in one step:"
                     f" they differ in more than {', '.join(_OWN)}; train each alone"
                 )
-        self.configs, self.group = list(configs), group
+        self.configs, self.group = configs, group
         super().__init__(configs[0], store)
         self._share_optimizer()
         self.rng = Philox([c.seed for c in configs], device=self.device)
@@ -220,6 +222,7 @@ def train(
         OSError: a folder is read-only or the disk is full; all runs keep their old checkpoints.
     """
     trainer, means = StackedTrainer(configs, store), Means(len(runs))
+    configs = trainer.configs
     config, live, lost = configs[0], list(range(len(runs))), []
     states = _read_together(configs, runs)
     if states:

@@ -1,5 +1,6 @@
 """One training step of one run: draw a batch, run forward and backward, update both players."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fvae import ops
-from fvae.config import DISC_BETAS, VAE_BETAS, TrainConfig
+from fvae.config import DISC_BETAS, SMALLEST_IMAGE, VAE_BETAS, TrainConfig
 from fvae.data import Store
 from fvae.device import AUTOCAST, arithmetic, autocast
 from fvae.errors import UserError
@@ -32,25 +33,21 @@ class Trainer:
         world: the processes that share the batch; one, unless torchrun started more.
 
     Raises:
-        UserError: the images are not 64 x 64 with 1 or 3 channels.
+        UserError: the images are not square, or smaller than 16 x 16, or of another size than the
+            settings say.
     """
 
     vae: nets.VAE | StackedVAE
 
     def __init__(self, config: TrainConfig, store: Store, world: World | None = None) -> None:
-        channels, *size = store.image_shape
-        if size != [64, 64] or channels not in (1, 3):
-            raise UserError(
-                f"--data {store.name}: images are {list(store.image_shape)}, expected [1, 64, 64]"
-                " or [3, 64, 64]; resize them"
-            )
+        config = sized(config, store)
         self.config, self.objective = config, OBJECTIVES[config.objective]
         self.world = world or World()
         self.device = torch.device(config.device)
         self.store = store.to(self.device)
         self.rng = Philox(config.seed, device=self.device)
         self.step_count = 0
-        groups, gpu = self._build(channels), self.device.type == "cuda"
+        groups, gpu = self._build(store.image_shape[0]), self.device.type == "cuda"
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=gpu)
         self.graph = StepGraph() if gpu and config.graph and self.world.size == 1 else None
         self.weight_at = objectives.weight_at(*objectives.weight_of(config))
@@ -221,6 +218,26 @@ class Trainer:
                 " configuration"
             ) from None
         self.step_count = int(self.rng.step)
+
+
+def sized(config: TrainConfig, store: Store) -> TrainConfig:
+    """Return the configuration with the size of the store's images.
+
+    Raises:
+        UserError: there are no networks for images of that size, or it says another one.
+    """
+    _, height, width = store.image_shape
+    if height != width or height < SMALLEST_IMAGE:
+        raise UserError(
+            f"--data {store.name}: images are {height} x {width}, expected square ones of at least"
+            f" {SMALLEST_IMAGE} x {SMALLEST_IMAGE}; crop or resize them"
+        )
+    if config.image_size not in (None, height):
+        raise UserError(
+            f"--image-size {config.image_size}: images of {store.name} are {height} x {width}, and"
+            " only the pictures of a folder, .zip or .tar are resized; leave it out"
+        )
+    return dataclasses.replace(config, image_size=height)
 
 
 def make_trainer(config: TrainConfig, store: Store, world: World | None = None) -> Trainer:

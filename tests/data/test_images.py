@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from shared import disk_full_after
-from small import SMALL_OPTIONS, command, refusal, two_at_once
+from small import SMALL_OPTIONS, command, png16, refusal, tiff, two_at_once, write_npz
 
 from fvae import data
 from fvae.config import TrainConfig
@@ -136,6 +136,141 @@ def test_every_mode_becomes_rgb_or_gray(tmp_path, mode, suffix, colour, want):
     assert pixels.shape == (64, 64, len(want))
     # Lossy formats may be off by a little.
     assert np.abs(pixels - want).max() <= (3 if suffix in ("jpg", "webp") else 0)
+
+
+# --- 16 bits a channel -------------------------------------------------------------------------
+
+
+def deep(bits: int, channels: int) -> np.ndarray:
+    """Random numbers of so many bits, the largest among them: uint16 [64, 64, C]."""
+    values = RNG.integers(0, 2**bits, (64, 64, channels)).astype(np.uint16)
+    values[0, 0] = 2**bits - 1
+    return values
+
+
+def scaled(values: np.ndarray, bits: int) -> np.ndarray:
+    return (values.astype(int) * 255 // (2**bits - 1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_16_bit_pictures_are_scaled_by_the_bits_that_they_use(tmp_path, bits, channels, capsys):
+    values = deep(bits, channels)
+    want = scaled(values, bits)
+    if (bits, channels) == (16, 3):
+        want = (values >> 8).astype(np.uint8)  # pillow's
+    png16(tmp_path / "a" / "x.png", values)
+    tiff(tmp_path / "b" / "x.tif", values)
+    tiff(tmp_path / "c" / "x.tif", values, ">")
+    for name in "abc":
+        store = load(tmp_path / name)
+        assert np.array_equal(pixels_of(store)[0], want)
+        note = f"16-bit pictures use {bits} bits: scaled by {2**bits - 1}, not 65535"
+        assert (note in store.note) == (note in capsys.readouterr().err) == (bits < 16)
+        assert load(tmp_path / name).note == store.note  # from the cache
+
+
+def test_one_scale_serves_the_whole_set(tmp_path):
+    values = deep(12, 1)
+    png16(tmp_path / "a" / "0.png", values // 16)  # no picture has a scale of its own
+    png16(tmp_path / "a" / "1.png", values)
+    save(tmp_path / "a" / "2.png", np.full((64, 64), 7, np.uint8))  # nor has one of 8 bits this one
+    pixels = pixels_of(load(tmp_path / "a"))
+    want = [scaled(values // 16, 12), scaled(values, 12), np.full((64, 64, 1), 7)]
+    assert np.array_equal(pixels, want)
+
+
+def test_opacity_has_a_range_of_its_own(tmp_path):
+    values = np.concatenate([deep(12, 3), np.full((64, 64, 1), 65535, np.uint16)], 2)
+    values[:32, :, 3] = 0
+    want = scaled(values[..., :3], 12)
+    want[:32] = 255
+    png16(tmp_path / "a" / "x.png", values)
+    tiff(tmp_path / "b" / "x.tif", values, extra=2)
+    values[32:, :, 3] = 4095
+    png16(tmp_path / "c" / "x.png", values)
+    for name in "abc":
+        assert np.array_equal(one(tmp_path / name), want)
+    png16(tmp_path / "d" / "x.png", values[..., [0, 3]])  # gray with opacity
+    assert np.array_equal(one(tmp_path / "d")[..., 1], np.where(want == 255, 255, want)[..., 0])
+
+
+def test_other_kinds_of_16_bits(tmp_path):
+    values = deep(12, 1)
+    want = scaled(values, 12)
+    tiff(tmp_path / "signed" / "x.tif", values.astype(np.int16))
+    tiff(tmp_path / "wide" / "x.tif", values.astype(np.uint32))
+    save(tmp_path / "packed" / "x.tif", Image.fromarray(values[..., 0]), compression="tiff_lzw")
+    (tmp_path / "pgm").mkdir()
+    for maximum in (4095, 65535):
+        content = f"P5 64 64 {maximum}\n".encode() + values.astype(">u2").tobytes()
+        (tmp_path / "pgm" / "x.pgm").write_bytes(content)
+        for name in ("signed", "wide", "packed", "pgm"):
+            assert np.array_equal(one(tmp_path / name), want), name
+    ink = np.concatenate([values, values, values, 0 * values], 2)
+    tiff(tmp_path / "cmyk" / "x.tif", ink, photometric=5)
+    assert np.array_equal(one(tmp_path / "cmyk"), 255 - np.repeat(want, 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "why"),
+    [
+        (RNG.random((64, 64, 1), np.float32), {}, "floating-point numbers"),
+        (np.full((64, 64, 1), 70000, np.uint32), {}, "go from 70000 to 70000, not in 16 bits"),
+        (np.full((64, 64, 1), -5, np.int16), {}, "go from -5 to -5, not in 16 bits"),
+        (deep(12, 3), {"planar": 2}, "separate planes"),
+        (deep(12, 4), {"extra": 1}, "multiplied by their opacity"),
+    ],
+)
+def test_numbers_that_cannot_be_bytes_are_named(tmp_path, capsys, values, options, why):
+    tiff(tmp_path / "a" / "x.tif", values, **options)
+    assert "none of its 1 image files can be read" in refusal(tmp_path / "a")
+    assert why in capsys.readouterr().err
+    save(tmp_path / "a" / "y.png", random_pixels(64, 64))
+    assert len(load(tmp_path / "a")) == 1
+
+
+def test_a_killed_conversion_keeps_its_note(tmp_path, monkeypatch):
+    values = [deep(12, 1) for _ in range(2)]
+    for i, one_of_them in enumerate(values):
+        png16(tmp_path / "a" / f"{i}.png", one_of_them)
+    save(tmp_path / "a" / "2.png", random_pixels(64, 64))
+    monkeypatch.setattr(images, "_CHUNK", 1)
+    with stopped_after(2), contextlib.suppress(Stopped):
+        load(tmp_path / "a")
+    store = load(tmp_path / "a")
+    assert "use 12 bits" in store.note
+    assert np.array_equal(pixels_of(store)[:2], [scaled(v, 12) for v in values])
+
+
+# --- any size ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", [16, 28, 64, 100])
+def test_image_size(tmp_path, side):
+    pixels = random_pixels(side, side, 3)
+    save(tmp_path / "a" / "x.png", pixels)
+    store = load(tmp_path / "a", image_size=side)
+    assert store.image_shape == (3, side, side)
+    assert np.array_equal(pixels_of(store)[0], pixels)
+    assert load(tmp_path / "a").image_shape == (3, 64, 64)
+
+
+def test_sizes_are_converted_and_cached_apart(pictures, monkeypatch, cache):
+    decoded = count_decodes(monkeypatch)
+    for size in (None, 28, 32, 64, 28):
+        assert load(pictures, image_size=size).image_shape[1:] == ((size or 64),) * 2
+    assert len(decoded) == 3 * 30
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_size_that_cannot_be(tmp_path, pictures):
+    with pytest.raises(UserError, match="--image-size: got 0, expected at least 1"):
+        load(pictures, image_size=0)
+    path = write_npz(tmp_path / "d.npz")
+    assert load(path, image_size=64).image_shape == (1, 64, 64)
+    with pytest.raises(UserError, match="--image-size 28: images of .* are 64 x 64, and only"):
+        load(path, image_size=28)
 
 
 def test_a_palette_gives_its_colours(tmp_path):
@@ -396,9 +531,9 @@ def test_a_cache_that_cannot_be_made_is_one_line(pictures, cache):
 def count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     decoded, row = [], images._row
 
-    def counting(files, image, crop, channels):
+    def counting(files, image, *arguments):
         decoded.append(image)
-        return row(files, image, crop, channels)
+        return row(files, image, *arguments)
 
     monkeypatch.setattr(images, "_row", counting)
     return decoded

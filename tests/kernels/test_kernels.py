@@ -9,16 +9,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from shared import DEVICE, SHAPES, assert_close, triton_and_reference
+from shared import DEVICE, SHAPES, assert_close, packed, triton_and_reference
 from torch.library import opcheck
 
 from fvae import Philox, ops, philox
 
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Grids stay small in the interpreter: the widest of the shared shapes is for the GPU.
 MATRICES = [*SHAPES, (3, 7, 5)] if DEVICE == "cuda" else [(1, 1), (7, 3), (65, 2), (3, 7, 5)]
 
@@ -95,40 +94,90 @@ def _target(form, logits):
         return torch.rand(logits.shape, device=DEVICE) > 0.5
     shape = logits.shape
     if form == "bits":
-        shape = (*shape[:-3], shape[-3:].numel() // 8)
+        shape = (*shape[:-3], -(-shape[-3:].numel() // 8))
     return torch.randint(0, 256, shape, dtype=torch.uint8, device=DEVICE)
+
+
+NLLS = ["bernoulli_nll", "gaussian_nll"]
+# 5 x 5 bits leave seven of four bytes over; 28 x 28 are whole bytes, but no whole words.
+ODD = [(3, 1, 5, 5), (2, 2, 3, 7, 7), (2, 1, 28, 28)]
 
 
 @pytest.mark.parametrize("form", ["float", "bool", "bytes", "bits"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (7, 3, 8, 8), (2, 3, 1, 64, 64)])
-def test_bernoulli_nll(shape, dtype, form):
-    logits = _normal(shape, dtype) * 20
-    target = _target(form, logits)
-    assert_close(*triton_and_reference("bernoulli_nll", logits, target), dtype)
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (7, 3, 8, 8), (2, 3, 1, 64, 64), *ODD])
+@pytest.mark.parametrize("name", NLLS)
+def test_pixel_nll(name, shape, dtype, form):
+    out = _normal(shape, dtype) * 20
+    target = _target(form, out)
+    assert_close(*triton_and_reference(name, out, target), dtype)
     # The counter of finished programs is ready for the next launch.
-    assert_close(*triton_and_reference("bernoulli_nll", logits, target), dtype)
+    assert_close(*triton_and_reference(name, out, target), dtype)
 
 
-def test_bernoulli_nll_of_channels_last_keeps_the_layout():
-    logits = _normal((2, 3, 8, 8), torch.float32).contiguous(memory_format=torch.channels_last)
-    got, expected = triton_and_reference("bernoulli_nll", logits, _target("bits", logits))
-    torch.testing.assert_close(got, expected)
-    assert got[1].stride() == logits.stride()
+@pytest.mark.parametrize("name", NLLS)
+@pytest.mark.parametrize("shape", [(3, 1, 8, 8), *ODD])
+def test_packed_bits_give_the_bits_of_bool_wherever_they_lie(name, shape):
+    out, bits = _normal(shape, torch.float32), torch.rand(shape, device=DEVICE) > 0.5
+    rows = packed(bits)
+    moved = torch.zeros(rows.numel() + 1, dtype=torch.uint8, device=DEVICE)[1:].view(rows.shape)
+    run = ops.BACKENDS["triton"][name]
+    nll, grad = run(out, bits)
+    for target in (rows, moved.copy_(rows), rows.repeat_interleave(2, -1)[..., ::2]):
+        got = run(out, target)
+        torch.testing.assert_close(got[0], nll)  # its sum has another order
+        assert torch.equal(got[1], grad)
+
+
+def test_nll_of_channels_last_keeps_the_layout():
+    for name in NLLS:
+        out = _normal((2, 3, 8, 8), torch.float32).contiguous(memory_format=torch.channels_last)
+        got, expected = triton_and_reference(name, out, _target("bits", out))
+        torch.testing.assert_close(got, expected)
+        assert got[1].stride() == out.stride()
+
+
+@pytest.mark.parametrize("wrong", [1.01, -0.01, torch.inf, torch.nan])
+def test_the_nll_of_a_target_outside_0_to_1_is_not_a_number(wrong):
+    logits = _normal((2, 3, 1, 8, 8), torch.float32)
+    target = torch.rand(logits.shape, device=DEVICE)
+    target[1, 2, 0, 7, 7] = wrong
+    nll, _ = ops.BACKENDS["triton"]["bernoulli_nll"](logits, target)
+    assert nll.isnan().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 12), (1, 64, 64)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 12), (1, 64, 64), (1, 5, 5), (3, 5, 5)])
 @pytest.mark.parametrize("binary", [True, False])
 def test_gather_batch(binary, shape, dtype):
     pixels = shape[0] * shape[1] * shape[2]
-    count = pixels // 8 if binary else pixels
+    count = -(-pixels // 8) if binary else pixels
     data = torch.randint(0, 256, (37, count), dtype=torch.uint8, device=DEVICE)
     for rng in (Philox(4, step=3, device=DEVICE), Philox([4, 9], device=DEVICE)):
         args = (data, list(shape), binary, 7, rng.seed, rng.step, 1, dtype)
         got, expected = triton_and_reference("gather_batch", *args)
         assert torch.equal(got[1], expected[1])
         assert_close(got[0], expected[0], dtype)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 5, 5), (3, 5, 5), (1, 8, 8)])
+@pytest.mark.parametrize("binary", [True, False])
+def test_gather_batch_from_rows_wherever_they_lie(binary, shape):
+    pixels = shape[0] * shape[1] * shape[2]
+    width = -(-pixels // 8) if binary else pixels
+    rng = Philox(4, step=3, device=DEVICE)
+
+    def memory(*size):
+        return torch.randint(0, 256, size, dtype=torch.uint8, device=DEVICE)
+
+    for data in (
+        memory(37, width), memory(37 * width + 3)[3:].view(37, width), memory(74, width)[::2],
+        memory(37, width + 5)[:, 2:-3], memory(37, 2 * width)[:, ::2], memory(width, 37).t(),
+    ):  # fmt: skip
+        args = (data, list(shape), binary, 7, rng.seed, rng.step, 1, torch.float32)
+        got, expected = triton_and_reference("gather_batch", *args)
+        assert torch.equal(got[1], expected[1])
+        assert torch.equal(got[0], expected[0])
 
 
 def test_non_contiguous_input():
@@ -168,12 +217,6 @@ def test_refusals():
             scale=torch.ones(2, device=DEVICE), backend="triton",
             active=torch.ones(2, dtype=torch.bool, device=DEVICE),
         )  # fmt: skip
-    odd = SimpleNamespace(
-        data=torch.zeros(5, 6, dtype=torch.uint8, device=DEVICE), binary=False,
-        image_shape=(1, 2, 3),
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="multiple of 4 bytes"):
-        ops.gather_batch(odd, 2, rng, "triton")
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="there is a GPU: the backend works")
@@ -207,6 +250,7 @@ def test_opcheck_on_the_gpu():
     opcheck(torch.ops.fvae.logit_ratio.default, (mu[:, :2], mu[:, 2:4]))
     images = _normal((3, 1, 8, 8), torch.float32)
     opcheck(torch.ops.fvae.bernoulli_nll.default, (images, images > 0))
+    opcheck(torch.ops.fvae.gaussian_nll.default, (images, images > 0))
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +266,7 @@ def compiled():
 def test_every_kernel_compiles_for_every_target_without_a_spill(compiled, capsys):
     found = {(row["op"], row["dtype"], row["target"]) for row in compiled}
     for op in ops.BACKENDS["triton"]:
-        for dtype in ("float32", "bfloat16"):
+        for dtype in ("float32", "bfloat16", "float16"):
             for target in ("sm_80", "sm_90", "sm_100"):
                 assert (op, dtype, target) in found
     with capsys.disabled():
@@ -250,8 +294,10 @@ def test_the_table_of_the_readme_is_what_the_report_prints(compiled):
 
 
 def test_image_kernels_load_and_store_16_bytes_a_thread(compiled):
-    images = [row for row in compiled if row["op"] in ("gather_batch", "bernoulli_nll")]
+    images = [row for row in compiled if row["op"] in ("gather_batch", *NLLS)]
     images = [row for row in images if row["kernel"] != "gather_batch indices"]
+    # Rows that are no whole words are read byte by byte.
+    images = [row for row in images if not row["kernel"].endswith("bytewise")]
     assert images
     for row in images:
         assert (row["load"], row["store"]) == (16, 16), row

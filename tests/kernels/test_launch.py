@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from shared import DEVICE, assert_close, run_program, triton_and_reference
-from small import NETS, bits, layers, photographs, trainer_of
+from small import NETS, bits, layers, photographs, square, trainer_of
 
 from fvae import kernels
 from fvae.config import TrainConfig
@@ -40,10 +40,10 @@ def gpu(monkeypatch, counters_of_a_gpu):
     return lambda number: stream.__setitem__(0, number)
 
 
-def _trainer(objective, precision, store, models, batch_size=64):
+def _trainer(objective, precision, store, models, batch_size=64, **settings):
     config = TrainConfig(
         objective=objective, device="cpu", precision=precision, backend="triton",
-        batch_size=batch_size, disc_units=8, disc_hidden_layers=1, **NETS,
+        batch_size=batch_size, disc_units=8, disc_hidden_layers=1, **NETS, **settings,
     )  # fmt: skip
     trainer = trainer_of(config, store, models)
     trainer.device = torch.device("cuda")
@@ -82,6 +82,20 @@ def test_no_launch_compiles_after_the_warm_up(gpu, monkeypatch, arrange):
         assert set(recorded) <= compiled, settings
 
 
+@pytest.mark.parametrize("store", [square(1, 17, True), square(3, 31), square(1, 28, True)])
+def test_no_launch_compiles_after_the_warm_up_for_rows_of_any_length(gpu, store):
+    for models, likelihood in itertools.product((1, 3), ("bernoulli", "gaussian")):
+        trainer = _trainer("factor-vae", "bf16", store, models, 4, likelihood=likelihood)
+        compiled = set()
+        for stream in (1, 2, 3):
+            gpu(stream)
+            compiled.update(_keys(trainer))
+        gpu(None)
+        recorded = _keys(trainer)
+        assert len(recorded) == 7
+        assert set(recorded) <= compiled
+
+
 @pytest.mark.parametrize("store", [bits, layers, photographs])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_report_shows_every_kernel_of_a_step(gpu, precision, store):
@@ -89,6 +103,8 @@ def test_the_report_shows_every_kernel_of_a_step(gpu, precision, store):
     assert len(shown) == len(list(report.variants()))
     for objective, models in itertools.product(OBJECTIVES, (1, 3)):
         assert set(_keys(_trainer(objective, precision, store(50), models))) <= shown
+    gaussian = _trainer("vae", precision, store(50), 1, likelihood="gaussian")
+    assert set(_keys(gaussian)) <= shown
 
 
 def test_a_key_tells_what_triton_compiles_anew():

@@ -30,7 +30,7 @@ def main():
     for variant in report.variants():
         launch = variant.launch
         known = (launch.kernel.__name__, *launch.meta.items())
-        if known in seen or "B=4096" in variant.name or variant.dtype == "bfloat16":
+        if known in seen or "B=4096" in variant.name or variant.dtype.endswith("float16"):
             continue
         seen.add(known)
         integers = [i for i, a in enumerate(launch.args) if type(a) is int]

@@ -1,27 +1,26 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from shared import assert_close
+from shared import assert_close, packed
 from torch.library import opcheck
 
 from fvae import ops
 
-SHAPES = [(1, 1, 8, 8), (7, 3, 4, 4), (3, 1, 64, 64)]
+# 5 x 5 bits leave seven of four bytes over, 3 x 7 x 7 five of nineteen.
+SHAPES = [(1, 1, 8, 8), (7, 3, 4, 4), (3, 1, 64, 64), (3, 1, 5, 5), (2, 3, 7, 7), (2, 1, 28, 28)]
 
 
 def _textbook(logits, x):
     return F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(logits)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_each_form_of_target(shape, dtype):
     logits = (torch.randn(shape) * 4).to(dtype).requires_grad_()
     bits = torch.rand(shape) > 0.5
     octets = torch.randint(0, 256, shape, dtype=torch.uint8)
-    weights = 1 << torch.arange(8)
-    packed = (bits.flatten(1).unflatten(1, (-1, 8)) * weights).sum(-1).to(torch.uint8)
-    forms = [(bits, bits.float()), (packed, bits.float()), (octets, octets / 255)]
+    forms = [(bits, bits.float()), (packed(bits), bits.float()), (octets, octets / 255)]
     forms.append((torch.rand(shape), None))
     for target, x in forms:
         x = target if x is None else x
@@ -60,6 +59,35 @@ def test_opcheck():
     opcheck(op, (logits, torch.rand(3, 3, 8, 8)))
     opcheck(op, (logits.contiguous(memory_format=torch.channels_last).bfloat16(), logits > 0))
     opcheck(op, (logits, torch.randint(0, 256, (3, 24), dtype=torch.uint8)))
+    opcheck(op, (logits[..., :5, :5], torch.randint(0, 256, (3, 10), dtype=torch.uint8)))
+
+
+def test_what_the_last_byte_has_left_over_is_not_read():
+    logits, bits = torch.randn(2, 3, 1, 5, 5), torch.rand(2, 3, 1, 5, 5) > 0.5
+    rows = packed(bits)
+    rows[..., -1] |= 0b11111110
+    assert torch.equal(ops.bernoulli_nll(logits, rows), ops.bernoulli_nll(logits, bits))
+
+
+@pytest.mark.parametrize("wrong", [1.01, -0.01, torch.inf, torch.nan])
+def test_a_target_outside_0_to_1(wrong):
+    logits = torch.randn(2, 3, 1, 8, 8, requires_grad=True)
+    target = torch.rand(2, 3, 1, 8, 8)
+    target[1, 2, 0, 7, 7] = wrong
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for x in (logits, logits.detach()):
+            with pytest.raises(ValueError, match="target: got values from .*, expected .* 0..1"):
+                ops.bernoulli_nll(x, target.to(dtype))
+    # Where nothing can be raised, nothing looks right.
+    compiled = torch.compile(ops.bernoulli_nll, fullgraph=True, backend="aot_eager")
+    assert compiled(logits[1], target[1]).isnan()
+    assert compiled(logits[0], target[0]).isfinite()
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        assert ops.bernoulli_nll(torch.empty(3, 1, 8, 8), torch.empty(3, 1, 8, 8)).shape == ()
+
+
+def test_logits_that_are_not_a_number_are_nobodys_fault():
+    assert ops.bernoulli_nll(torch.full((1, 1, 2, 2), torch.nan), torch.rand(1, 1, 2, 2)).isnan()
 
 
 def test_bad_input():
@@ -68,3 +96,5 @@ def test_bad_input():
         ops.bernoulli_nll(logits, torch.rand(3, 1, 8, 7))
     with pytest.raises(TypeError, match="target: got torch.int64"):
         ops.bernoulli_nll(logits, torch.ones(3, 1, 8, 8, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"or uint8 \[3, 4\] of packed bits"):
+        ops.bernoulli_nll(logits[..., :5, :5], torch.zeros(3, 3, dtype=torch.uint8))

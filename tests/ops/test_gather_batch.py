@@ -9,11 +9,12 @@ from fvae import Philox, ops, philox
 
 def _store(binary, images=37, shape=(3, 8, 8)):
     pixels = shape[0] * shape[1] * shape[2]
-    data = torch.randint(0, 256, (images, pixels // 8 if binary else pixels), dtype=torch.uint8)
+    width = -(-pixels // 8) if binary else pixels
+    data = torch.randint(0, 256, (images, width), dtype=torch.uint8)
     return SimpleNamespace(data=data, binary=binary, image_shape=shape)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("batch", [1, 7, 65])
 def test_images_are_those_of_the_indices(binary, batch, dtype):
@@ -30,6 +31,18 @@ def test_images_are_those_of_the_indices(binary, batch, dtype):
         expected = (rows.float() / 255).view(batch, 3, 8, 8).to(dtype)
     torch.testing.assert_close(x, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=0)
     assert x.dtype == dtype
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 5), (3, 5, 5), (1, 28, 28)])
+def test_rows_of_any_length(shape):
+    for binary in (True, False):
+        store = _store(binary, shape=shape)
+        x, indices = ops.gather_batch(store, 9, Philox(4), return_indices=True)
+        rows = store.data[indices]
+        if binary:
+            rows = torch.stack([(rows >> b) & 1 for b in range(8)], -1).flatten(1)
+            rows = rows[:, : x[0].numel()]
+        assert torch.equal(x, (rows.float() * (1 if binary else 1 / 255)).view(9, *shape))
 
 
 def test_indices_are_uniform():

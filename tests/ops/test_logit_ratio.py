@@ -16,7 +16,7 @@ def _textbook(logits_z, logits_perm):
     return (logits_z[:, 0] - logits_z[:, 1]).mean(), loss, accuracy
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [1, 7, 65])
 def test_equals_cross_entropy_with_class_0_for_z(rows, dtype):
     z, perm = torch.randn(rows, 2).to(dtype) * 3, torch.randn(rows, 2).to(dtype) * 3

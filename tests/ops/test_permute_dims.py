@@ -10,7 +10,7 @@ from torch.library import opcheck
 from fvae import Philox, ops
 from fvae.ops import reference
 
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

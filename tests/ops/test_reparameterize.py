@@ -7,7 +7,7 @@ from torch.library import opcheck
 from fvae import Philox, ops, philox
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [*SHAPES, (3, 7, 5)])
 def test_equals_torch_distributions(shape, dtype):
     mu, logvar = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
@@ -49,7 +49,7 @@ def test_kl_is_zero_at_the_prior_and_noise_is_standard():
     assert abs(z.var() - 1) < 5.5 * (2 / 2e5) ** 0.5
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_opcheck(dtype):
     rng = Philox(1)
     mu, logvar = torch.randn(10, 7).t().to(dtype), torch.randn(7, 10).to(dtype)

@@ -34,8 +34,9 @@ def steps(lines):
 
 
 def test_no_step_touches_the_host(steps):
-    # Five objectives, four precisions, two backends; three of the objectives stacked, too.
-    assert len(steps) == (5 + 3) * 4 * 2 + 3 * 2 * 2
+    # Five objectives, four precisions, two backends; three of the objectives stacked, too. Four
+    # kinds of store, two likelihoods, two halves, two backends.
+    assert len(steps) == (5 + 3) * 4 * 2 + 4 * 2 * 2 * 2
     for step in steps:
         assert step["host"] == [], step
         assert step["operations"] > 30, step

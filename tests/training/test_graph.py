@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from shared import DEVICE, HostTraffic
-from small import NETS, bits, layers, trainer_of
+from small import NETS, bits, layers, square, trainer_of
 
 from fvae.config import TrainConfig
 from fvae.training.graph import WARM_UP, StepGraph, _side_stream
@@ -29,8 +29,13 @@ STEPS = [(objective, m) for objective in ("vae", "beta-vae", "factor-vae") for m
 STEPS += [(objective, 1) for objective in GANS]
 
 
+def odd(images):
+    """Images whose rows are no whole words, and 289 of their 296 bits."""
+    return square(1, 17, binary=True, images=images)
+
+
 @pytest.mark.parametrize(("objective", "models"), STEPS)
-@pytest.mark.parametrize("store", [bits, layers])
+@pytest.mark.parametrize("store", [bits, layers, odd])
 @pytest.mark.parametrize("backend", ["triton", "reference"])
 def test_a_step_never_waits_for_the_host(objective, backend, store, models):
     # Through the interpreter on the CPU, a GPU's step: the same Python, the same launches.
