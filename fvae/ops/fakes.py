@@ -61,9 +61,7 @@ def _(
 
 
 @torch.library.register_fake("fvae::pair_features", lib=LIBRARY)
-def _(
-    codes, factor_sizes, points, pairs, balanced, seed, step, lane, offsets=None, rows=None
-):
+def _(codes, factor_sizes, points, pairs, balanced, seed, step, lane, offsets=None, rows=None):
     features = codes.new_empty((codes.shape[0], points, codes.shape[2]), dtype=torch.float32)
     return features, codes.new_empty((points,), dtype=torch.int64)
 
