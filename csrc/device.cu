@@ -88,7 +88,8 @@ Key key_of(const Tensor& seed, const Tensor& step, uint32_t use, int64_t lane) {
 
 Tensor metric_votes(Tensor codes, std::vector<int64_t> factor_sizes, int64_t votes,
                     int64_t samples, bool balanced, Tensor scale, Tensor active, Tensor seed,
-                    Tensor step, int64_t lane) {
+                    Tensor step, int64_t lane, std::optional<Tensor> offsets, std::optional<Tensor> rows) {
+  STD_TORCH_CHECK(!offsets && !rows, "no index yet");
   const Input in(codes, factor_sizes);
   check_draws(votes, 1 + (samples + 3) / 4, samples, 2);
   check_each(in, scale, active);
@@ -113,7 +114,8 @@ Tensor metric_votes(Tensor codes, std::vector<int64_t> factor_sizes, int64_t vot
 
 std::tuple<Tensor, Tensor> pair_features(Tensor codes, std::vector<int64_t> factor_sizes,
                                          int64_t points, int64_t pairs, bool balanced,
-                                         Tensor seed, Tensor step, int64_t lane) {
+                                         Tensor seed, Tensor step, int64_t lane, std::optional<Tensor> offsets, std::optional<Tensor> rows) {
+  STD_TORCH_CHECK(!offsets && !rows, "no index yet");
   const Input in(codes, factor_sizes);
   check_draws(points, 1 + pairs, pairs, 1);
   check_on_device(in, {&seed, &step});
@@ -134,7 +136,8 @@ std::tuple<Tensor, Tensor> pair_features(Tensor codes, std::vector<int64_t> fact
   return {features, fixed};
 }
 
-Tensor grouped_variance(Tensor codes, std::vector<int64_t> factor_sizes) {
+Tensor grouped_variance(Tensor codes, std::vector<int64_t> factor_sizes, std::optional<Tensor> offsets, std::optional<Tensor> rows) {
+  STD_TORCH_CHECK(!offsets && !rows, "no index yet");
   const Input in(codes, factor_sizes);
   check_on_device(in, {});
   const int64_t groups = in.cells();

@@ -74,7 +74,8 @@ constexpr int64_t kGrain = 64;
 
 Tensor metric_votes(Tensor codes, std::vector<int64_t> factor_sizes, int64_t votes,
                     int64_t samples, bool balanced, Tensor scale, Tensor active, Tensor seed,
-                    Tensor step, int64_t lane) {
+                    Tensor step, int64_t lane, std::optional<Tensor> offsets, std::optional<Tensor> rows) {
+  STD_TORCH_CHECK(!offsets && !rows, "no index yet");
   const Input in(codes, factor_sizes);
   const Data data(in);
   check_draws(votes, 1 + (samples + 3) / 4, samples, 2);
@@ -98,7 +99,8 @@ Tensor metric_votes(Tensor codes, std::vector<int64_t> factor_sizes, int64_t vot
 
 std::tuple<Tensor, Tensor> pair_features(Tensor codes, std::vector<int64_t> factor_sizes,
                                          int64_t points, int64_t pairs, bool balanced,
-                                         Tensor seed, Tensor step, int64_t lane) {
+                                         Tensor seed, Tensor step, int64_t lane, std::optional<Tensor> offsets, std::optional<Tensor> rows) {
+  STD_TORCH_CHECK(!offsets && !rows, "no index yet");
   const Input in(codes, factor_sizes);
   const Data data(in);
   check_draws(points, 1 + pairs, pairs, 1);
@@ -114,7 +116,8 @@ std::tuple<Tensor, Tensor> pair_features(Tensor codes, std::vector<int64_t> fact
   return {features, fixed};
 }
 
-Tensor grouped_variance(Tensor codes, std::vector<int64_t> factor_sizes) {
+Tensor grouped_variance(Tensor codes, std::vector<int64_t> factor_sizes, std::optional<Tensor> offsets, std::optional<Tensor> rows) {
+  STD_TORCH_CHECK(!offsets && !rows, "no index yet");
   const Input in(codes, factor_sizes);
   const Data data(in);
   const int64_t cells = in.cells();

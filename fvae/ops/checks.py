@@ -6,7 +6,7 @@ from torch import Tensor
 from fvae.philox import Philox
 
 #: Dtypes that an op takes.
-FLOATS = (torch.float32, torch.bfloat16, torch.float64)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_float(name: str, x: Tensor, dims: tuple[int, ...], shape: str) -> None:

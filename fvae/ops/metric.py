@@ -1,5 +1,6 @@
-"""The ops of the metrics, over codes of a full grid of factors."""
+"""The ops of the metrics, over codes of a full grid of factors or of labelled rows."""
 
+import operator
 from collections.abc import Sequence
 from math import prod
 
@@ -7,23 +8,46 @@ import torch
 from torch import Tensor
 
 from fvae.ops.checks import check_float
+from fvae.ops.index import RowIndex
 from fvae.ops.registry import implementation
 from fvae.philox import Philox
 
 
-def _check_grid(codes: Tensor, factor_sizes: Sequence[int]) -> list[int]:
-    """Return the sizes as ints, checked against codes ``[N, d]`` or ``[M, N, d]``."""
+def _check_rows(
+    codes: Tensor, factor_sizes: Sequence[int] | RowIndex
+) -> tuple[list[int], Tensor | None, Tensor | None]:
+    """Return sizes, offsets and rows, checked against codes ``[N, d]`` or ``[M, N, d]``."""
     check_float("codes", codes, (2, 3), "[N, d] or [M, N, d]")
-    sizes = [int(n) for n in factor_sizes]
+    index = factor_sizes if isinstance(factor_sizes, RowIndex) else None
+    sizes = _whole_numbers(factor_sizes) if index is None else list(index.sizes)
     if not sizes or min(sizes) < 2:
         raise ValueError(f"factor_sizes: got {sizes}, expected at least one, each at least 2")
+    if index is not None:
+        if codes.shape[-2] != len(index):
+            raise ValueError(f"codes: got {codes.shape[-2]} rows, but {len(index)} are labelled")
+        if codes.device != index.device:
+            raise ValueError(
+                f"factor_sizes: the index is on {index.device}, but the codes are on"
+                f" {codes.device}; move it with .to({str(codes.device)!r})"
+            )
+        return sizes, index.offsets, index.rows
     if prod(sizes) > 1 << 31:
         raise ValueError(f"factor_sizes: the product of {sizes} is above 2**31")
     if codes.shape[-2] != prod(sizes):
         raise ValueError(
             f"codes: got {codes.shape[-2]} rows, expected {prod(sizes)}, the product of {sizes}"
         )
-    return sizes
+    return sizes, None, None
+
+
+def _whole_numbers(factor_sizes: Sequence[int]) -> list[int]:
+    try:
+        return [operator.index(n) for n in factor_sizes]
+    except TypeError:
+        raise ValueError(
+            "factor_sizes: expected whole numbers, the values of each factor; of labels"
+            " RowIndex.of(classes)"
+        ) from None
 
 
 def _check_draws(
@@ -41,9 +65,13 @@ def _check_draws(
     return rng
 
 
+def _interim(offsets: Tensor | None) -> str | None:
+    return None if offsets is None else "reference"
+
+
 def metric_votes(
     codes: Tensor,
-    factor_sizes: Sequence[int],
+    factor_sizes: Sequence[int] | RowIndex,
     *,
     votes: int,
     samples: int,
@@ -61,7 +89,7 @@ def metric_votes(
 
     Args:
         codes: ``[N, d]``, or ``[M, N, d]`` for M models, which all see the same draws; float32,
-            float64 or bfloat16, computed in float32. N is the product of the factor sizes.
+            float64, bfloat16 or float16, computed in float32. N is the product of the factor sizes.
         factor_sizes: K sizes, each at least 2.
         votes: number of votes, at least 1.
         samples: L, images a vote, at least 2.
@@ -84,7 +112,7 @@ def metric_votes(
 
     Source: Kim & Mnih 2018, section 4; constants of the protocols in ``fvae.metrics.protocols``.
     """
-    sizes = _check_grid(codes, factor_sizes)
+    sizes, offsets, rows = _check_rows(codes, factor_sizes)
     if samples < 2:
         raise ValueError(f"samples: got {samples}, expected at least 2")
     rng = _check_draws(rng, codes, "votes", votes, 1 + (samples + 3) // 4)
@@ -98,17 +126,17 @@ def metric_votes(
     if active.dtype != torch.bool:
         raise TypeError(f"active: got {active.dtype}, expected torch.bool")
     stacked = codes if codes.dim() == 3 else codes[None]
-    run = implementation("metric_votes", backend)
+    run = implementation("metric_votes", backend or _interim(offsets))
     result = run(
         stacked, sizes, votes, samples, balanced, scale.float().view(stacked.shape[0], -1),
-        active.view(stacked.shape[0], -1), rng.seed, rng.step, rng.lane,
+        active.view(stacked.shape[0], -1), rng.seed, rng.step, rng.lane, offsets, rows,
     )  # fmt: skip
     return result if codes.dim() == 3 else result[0]
 
 
 def pair_features(
     codes: Tensor,
-    factor_sizes: Sequence[int],
+    factor_sizes: Sequence[int] | RowIndex,
     *,
     points: int,
     pairs: int,
@@ -143,18 +171,20 @@ def pair_features(
 
     Source: Higgins et al. 2017, section 3.
     """
-    sizes = _check_grid(codes, factor_sizes)
+    sizes, offsets, rows = _check_rows(codes, factor_sizes)
     if pairs < 1:
         raise ValueError(f"pairs: got {pairs}, expected at least 1")
     rng = _check_draws(rng, codes, "points", points, 1 + pairs)
     stacked = codes if codes.dim() == 3 else codes[None]
-    run = implementation("pair_features", backend)
-    features, factors = run(stacked, sizes, points, pairs, balanced, rng.seed, rng.step, rng.lane)
+    run = implementation("pair_features", backend or _interim(offsets))
+    features, factors = run(
+        stacked, sizes, points, pairs, balanced, rng.seed, rng.step, rng.lane, offsets, rows
+    )
     return features if codes.dim() == 3 else features[0], factors
 
 
 def grouped_variance(
-    codes: Tensor, factor_sizes: Sequence[int], backend: str | None = None
+    codes: Tensor, factor_sizes: Sequence[int] | RowIndex, backend: str | None = None
 ) -> Tensor:
     """variance[g, j] = population variance of z_j over all images of group g.
 
@@ -175,7 +205,9 @@ def grouped_variance(
         TypeError: codes are not floating point.
         ValueError: N is not the product of the sizes, or a size is below 2.
     """
-    sizes = _check_grid(codes, factor_sizes)
+    sizes, offsets, rows = _check_rows(codes, factor_sizes)
     stacked = codes if codes.dim() == 3 else codes[None]
-    result = implementation("grouped_variance", backend)(stacked, sizes)
+    result = implementation("grouped_variance", backend or _interim(offsets))(
+        stacked, sizes, offsets, rows
+    )
     return result if codes.dim() == 3 else result[0]
