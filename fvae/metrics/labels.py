@@ -51,8 +51,7 @@ def columns_of(
     named = [f"factor {k}" + (f" ({names[k]})" if names else "") for k in range(count)]
     wanted = {_place(column, list(names), count) for column in real}
     return tuple(
-        _column(table[:, k], named[k], names[k] if names else "", k in wanted)
-        for k in range(count)
+        _column(table[:, k], named[k], names[k] if names else "", k in wanted) for k in range(count)
     )
 
 
