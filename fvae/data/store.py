@@ -74,7 +74,9 @@ class Store:
 
     def _check_labels(self, labels: torch.Tensor) -> None:
         if self.factor_sizes:
-            raise UserError(f"store {self.name}: has both factor sizes and labels; give one of them")
+            raise UserError(
+                f"store {self.name}: has both factor sizes and labels; give one of them"
+            )
         wanted = (len(self), len(self.factor_names))
         if labels.shape != wanted or labels.dtype not in (torch.int64, torch.float64):
             raise UserError(
