@@ -18,7 +18,7 @@ _BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """A data set whose image i has known factors: the mixed-radix digits of i, or labels of its own.
+    """A data set whose image i has the mixed-radix digits of i as its factor classes, or labels.
 
     In a full grid the last factor varies fastest, as in a row-major array indexed by the factors.
     A set that is no full grid, where combinations are missing or repeated, has ``labels`` instead.
@@ -75,7 +75,7 @@ class Store:
     def _check_labels(self, labels: torch.Tensor) -> None:
         if self.factor_sizes:
             raise UserError(
-                f"store {self.name}: has both factor sizes and labels; give one of them"
+                f"store {self.name}: has factor sizes and labels; give one of them"
             )
         wanted = (len(self), len(self.factor_names))
         if labels.shape != wanted or labels.dtype not in (torch.int64, torch.float64):

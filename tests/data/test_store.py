@@ -142,7 +142,7 @@ def test_a_set_that_is_no_full_grid_has_labels(dtype):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"factor_sizes": (3, 1)}, "both factor sizes and labels"),
+        ({"factor_sizes": (3, 1)}, "factor sizes and labels"),
         ({"factor_names": ("a",)}, r"labels are \[3, 2\].*expected \[3, 1\]"),
         ({"labels": torch.zeros(2, 2).long()}, r"labels are \[2, 2\]"),
         ({"labels": torch.zeros(3, 2)}, "float32"),
