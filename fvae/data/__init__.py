@@ -14,6 +14,7 @@ from rich.progress import Progress
 from fvae.data.cache import CacheEntry, cache_entries, cache_folder, cached
 from fvae.data.dsprites import render_dsprites
 from fvae.data.dsprites_files import load_dsprites_h5, load_dsprites_npz
+from fvae.data.factors import NO_FACTORS, Factors
 from fvae.data.faces3d import load_faces3d_pth
 from fvae.data.image_files import ARCHIVES, folder_listing
 from fvae.data.images import convert_images
@@ -115,9 +116,9 @@ def _from_file(path: Path) -> tuple[str, str, Builder]:
 def _images(path: Path, progress: bool) -> Store:
     listing = folder_listing(path) if path.is_dir() else None
 
-    def convert(partial: Partial) -> str:
+    def convert(partial: Partial) -> tuple[str, Factors]:
         with _bar(f"converting {path.name}", progress) as advance:
-            return convert_images(path, listing, partial, advance)
+            return convert_images(path, listing, partial, advance), NO_FACTORS
 
     content = _stamp(path) if listing is None else str(listing)
     return converted(_key(path, content), _key(path), convert)

@@ -18,9 +18,10 @@ _BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """A data set whose image i has the mixed-radix digits of i as its factor classes.
+    """A data set whose image i has the mixed-radix digits of i as its factor classes, or labels.
 
-    The last factor varies fastest, as in a row-major array indexed by the factors.
+    In a full grid the last factor varies fastest, as in a row-major array indexed by the factors.
+    A set that is no full grid, where combinations are missing or repeated, has ``labels`` instead.
 
     Attributes:
         name: what the set is called in logs and reports.
@@ -28,8 +29,11 @@ class Store:
             is bit ``p % 8`` of byte ``p // 8``. Any other set holds the flattened CHW bytes.
         image_shape: (C, H, W) in pixels.
         binary: whether ``data`` is bit-packed.
-        factor_names: one name for each factor; empty when the set has no known factors.
-        factor_sizes: how many values each factor takes; their product is N.
+        factor_names: one name for each of K factors; empty when the set has no known factors.
+        factor_sizes: how many values each factor takes; their product is N. Empty where the set is
+            no full grid.
+        labels: int64 or float64 ``[N, K]``, row i the labels of image i in the units of the file,
+            finite; None for a full grid and for a set without factors. They stay on the CPU.
 
     Raises:
         UserError: data, shape and factors do not fit together.
@@ -44,6 +48,7 @@ class Store:
     binary: bool
     factor_names: tuple[str, ...] = ()
     factor_sizes: tuple[int, ...] = ()
+    labels: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check that the fields fit together."""
@@ -54,7 +59,9 @@ class Store:
                 f"store {self.name}: data is {list(self.data.shape)} {self.data.dtype}, expected "
                 f"[N, {width}] torch.uint8 for images {list(self.image_shape)}"
             )
-        if len(self.factor_names) != len(self.factor_sizes):
+        if self.labels is not None:
+            self._check_labels(self.labels)
+        elif len(self.factor_names) != len(self.factor_sizes):
             raise UserError(
                 f"store {self.name}: {len(self.factor_names)} factor names for "
                 f"{len(self.factor_sizes)} factor sizes; give one name for each"
@@ -64,6 +71,20 @@ class Store:
                 f"store {self.name}: {len(self)} images, but factor sizes "
                 f"{list(self.factor_sizes)} need {prod(self.factor_sizes)}"
             )
+
+    def _check_labels(self, labels: torch.Tensor) -> None:
+        if self.factor_sizes:
+            raise UserError(
+                f"store {self.name}: has factor sizes and labels; give one of them"
+            )
+        wanted = (len(self), len(self.factor_names))
+        if labels.shape != wanted or labels.dtype not in (torch.int64, torch.float64):
+            raise UserError(
+                f"store {self.name}: labels are {list(labels.shape)} {labels.dtype}, expected"
+                f" {list(wanted)} torch.int64 or torch.float64, a column for each factor name"
+            )
+        if labels.device.type != "cpu" or not bool(labels.isfinite().all()):
+            raise UserError(f"store {self.name}: labels are not finite numbers on the CPU")
 
     def __len__(self) -> int:
         """The number of images N."""
@@ -75,7 +96,7 @@ class Store:
         return self.data.nbytes
 
     def to(self, device: torch.device | str) -> "Store":
-        """The same store with its data on a device.
+        """The same store with its data on a device; the labels stay on the CPU.
 
         Args:
             device: where to; the data is copied only if it is elsewhere.
@@ -113,18 +134,22 @@ class Store:
         return rows.reshape(-1, *self.image_shape)
 
     def factors(self, indices: Indices) -> torch.Tensor:
-        """The factor classes of the images at the given indices: the mixed-radix digits.
+        """The factors of the images at the given indices: the mixed-radix digits, or the labels.
 
         Args:
             indices: whole numbers in 0..N-1, ``[n]``.
 
         Returns:
-            int64 ``[n, K]``, entry k in 0..factor_sizes[k]-1.
+            ``[n, K]`` on the indices' device: int64, entry k in 0..factor_sizes[k]-1, or rows of
+            ``labels`` in their dtype.
 
         Raises:
             IndexError: an index is out of range.
             UserError: the set has no factors, or the indices are not whole numbers.
         """
+        if self.labels is not None:
+            indices = self._checked(indices)
+            return self.labels[indices.cpu()].to(indices.device)
         self._need_factors()
         rest, digits = self._checked(indices), []
         for size in reversed(self.factor_sizes):
@@ -143,8 +168,8 @@ class Store:
 
         Raises:
             IndexError: a class is out of range.
-            UserError: the set has no factors, or classes has another shape or is not of whole
-                numbers.
+            UserError: the set is no full grid of factors, or classes has another shape or is not
+                of whole numbers.
         """
         self._need_factors()
         classes = _whole_numbers(classes, "classes")
@@ -165,6 +190,11 @@ class Store:
         return indices
 
     def _need_factors(self) -> None:
+        if self.labels is not None:
+            raise UserError(
+                f"data set {self.name} is no full grid: several images or none may have the same"
+                " factors; look in its labels"
+            )
         if not self.factor_sizes:
             raise UserError(
                 f"data set {self.name} has no known factors; use dSprites or 3D Shapes for this"
