@@ -50,6 +50,9 @@ class Eval:
     only). Scores of different protocols are not comparable."""
     seed: int = 0
     """Seed of the metrics' random numbers."""
+    bins: int | None = None
+    """Bins of the mutual information gap; None is the protocol's 20. With fewer bins than a factor
+    has values its ceiling is below 1; scores of different bins are not comparable."""
     json: bool = False
     """Print JSON with every constant of the protocol and the votes, instead of a table."""
     device: str = "auto"
@@ -307,6 +310,7 @@ def _eval(command: Eval) -> int:
             command.seed,
             device,
             lambda done, total: status.update(f"encoding {done:,} of {total:,} images"),
+            command.bins,
         )
     if command.json:
         print(json.dumps(result, indent=2))

@@ -10,7 +10,6 @@ Importing this loads PyTorch and the ops; what the metrics need is loaded when o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,6 +85,7 @@ def score(
     protocol: str = "kim2018",
     seed: int = 0,
     batch_size: int = 128,
+    factors: Any = None,
 ) -> (
     metrics.FactorVaeResult
     | metrics.BetaVaeResult
@@ -93,7 +93,7 @@ def score(
     | metrics.SapResult
     | metrics.DciResult
 ):
-    """The metric's score of the codes that ``encode`` gives the images of a full grid of factors.
+    """The metric's score of the codes that ``encode`` gives images of a full grid, or with labels.
 
     Only the images that the protocol reads are encoded, each once, without gradients. The mode of
     your modules is left as it is: call ``model.eval()`` first.
@@ -102,38 +102,40 @@ def score(
         encode: from images, a tensor ``[n, ...]`` of at most ``batch_size``, to codes ``[n, d]``,
             or to (mu, logvar) of that shape, of which mu is scored and the KL serves the
             protocol's pruning. Tensors on any device, or NumPy arrays.
-        dataset: image i has the mixed-radix digits of i as its factor classes, the last factor
-            fastest. A :class:`fvae.data.Store` (images come as float32 in 0..1), an array or
-            tensor ``[N, ...]``, or a map-style data set of PyTorch whose items are images, or
-            begin with them (both come as they are).
-        factor_sizes: K sizes, each at least 2, whose product is N; None takes the store's.
+        dataset: images of a full grid, of which image i has the mixed-radix digits of i as its
+            factor classes, the last factor fastest, or images with ``factors``. A
+            :class:`fvae.data.Store` (images come as float32 in 0..1), an array or tensor
+            ``[N, ...]``, or a map-style data set of PyTorch whose items are images, or begin with
+            them (both come as they are).
+        factor_sizes: of a full grid, K sizes, each at least 2, whose product is N. Without it and
+            without factors a store's own are taken.
         metric: a name in :data:`fvae.registry.METRICS`: "factor_vae", "beta_vae", "mig", "sap",
             "dci".
         protocol: of "factor_vae" and "beta_vae"; the others have one protocol.
         seed: of the metric's random numbers.
         batch_size: images encoded at a time.
+        factors: of any images, in place of the sizes: labels ``[N, K]``, as every metric takes
+            them (:meth:`fvae.metrics.Factors.of`).
 
     Returns:
         the result of :func:`fvae.metrics.factor_vae_score` or its sister: ``.score``, and the
         constants that it means something with, in ``.protocol``.
 
     Raises:
-        UserError: the data set has another length than the factor sizes say, ``encode`` gives
-            another shape or a code that is not finite, or a metric, protocol or size does not
-            exist.
+        UserError: the data set has another length than the factors say, ``encode`` gives another
+            shape or a code that is not finite, a label is invalid, or a metric, protocol or size
+            does not exist.
     """
     from fvae import metrics
 
-    if factor_sizes is None:
-        factor_sizes = getattr(dataset, "factor_sizes", None)
-        if not factor_sizes:
-            raise UserError("factor_sizes: the data set has none of its own; give one a factor")
-    rows = metrics.needed(factor_sizes, metric, protocol, seed)
-    total = prod(factor_sizes)
+    known = _factors(dataset, factor_sizes, factors)
+    rows = metrics.needed(known, metric, protocol, seed)
+    total = known.rows
     if len(dataset) != total:
+        why = f"the product of factor_sizes {list(known.sizes)}"
         raise UserError(
-            f"dataset: has {len(dataset)} images, expected {total}, the product of factor_sizes"
-            f" {list(factor_sizes)}"
+            f"dataset: has {len(dataset)} images, expected {total},"
+            f" {'one for each row of factors' if known.columns else why}"
         )
     if batch_size < 1:
         raise UserError(f"batch_size: got {batch_size}, expected at least 1")
@@ -156,7 +158,24 @@ def score(
             kl = None if kl is None or kl_rows is None else kl + kl_rows.sum(0)
             done += len(images)
     mean_kl = None if kl is None else kl / len(rows)
-    return METRICS[metric].score(codes, factor_sizes, protocol, seed, mean_kl)
+    return METRICS[metric].score(codes, known, protocol, seed, mean_kl)
+
+
+def _factors(dataset: Any, factor_sizes: Sequence[int] | None, factors: Any) -> metrics.Factors:
+    """The factors that were given, or else those of a store."""
+    from fvae.data import Store
+    from fvae.evaluate import factors_of
+    from fvae.metrics import factors as given
+
+    if factor_sizes is not None or factors is not None:
+        return given.factors_of(factor_sizes, factors)
+    if isinstance(dataset, Store) and dataset.factor_names:
+        return factors_of(dataset)[0]
+    if getattr(dataset, "factor_sizes", None):
+        return given.Factors.grid(dataset.factor_sizes)
+    raise UserError(
+        "factor_sizes: the data set has none of its own; give one a factor, or labels as factors="
+    )
 
 
 def _batches(dataset: Any, rows: Tensor, batch_size: int) -> Iterator[Tensor]:

@@ -19,6 +19,10 @@ from fvae.ops import RowIndex, reference
 Labels = Any
 
 
+class Unsuited(UserError):
+    """A metric cannot be taken of such labels; others may."""
+
+
 @dataclass(frozen=True, eq=False)
 class Factors(Sequence[int]):
     """The factors behind the rows of the codes: a full grid, or labels of any rows.
@@ -77,10 +81,10 @@ class Factors(Sequence[int]):
         """A size of the grid.
 
         Raises:
-            UserError: these are labels.
+            Unsuited: these are labels.
         """
         if self.columns:
-            raise UserError("factors: this metric takes the sizes of a full grid, not labels")
+            raise Unsuited("factors: this metric takes the sizes of a full grid, not labels")
         return self.sizes[index]
 
     @property
@@ -109,7 +113,7 @@ class Factors(Sequence[int]):
         """What the ops of votes and pairs take: the sizes of the grid, or which rows share a value.
 
         Raises:
-            UserError: a factor is real-valued, or one of its values has one row only.
+            Unsuited: a factor is real-valued, or one of its values has one row only.
         """
         return self._index.to(device) if self.columns else self.sizes
 
@@ -117,7 +121,7 @@ class Factors(Sequence[int]):
     def _index(self) -> RowIndex:
         for k, column in enumerate(self.columns):
             if column.real:
-                raise UserError(
+                raise Unsuited(
                     f"factors: {self.name(k)} is real-valued ({column.distinct:,} different values"
                     f" in {self.rows:,} rows), and this metric needs rows that share a value; bin"
                     " it, as in np.digitize(x, np.quantile(x, [0.2, 0.4, 0.6, 0.8])), or leave it"
@@ -126,7 +130,7 @@ class Factors(Sequence[int]):
             count = np.bincount(column.data)
             if count.min() < 2:
                 value, few = column.values[count.argmin()], int((count < 2).sum())
-                raise UserError(
+                raise Unsuited(
                     f"factors: {self.name(k)} has value {value} in 1 row"
                     + (f" (and {few - 1:,} more such values)" if few > 1 else "")
                     + ", and this metric needs at least 2 rows that share a value; bin the factor,"

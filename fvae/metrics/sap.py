@@ -1,6 +1,6 @@
 """The separated attribute predictability score."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor
 from fvae.metrics import linear_svm
 from fvae.metrics.factors import Labels
 from fvae.metrics.protocols import SAP, SapProtocol
-from fvae.metrics.samples import draw
+from fvae.metrics.samples import Draw, draw
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +21,16 @@ class SapResult:
         accuracy: float64 ``[d, K]``, test accuracy of factor k predicted from dimension j alone;
             of a real-valued factor, R^2.
         protocol: the constants.
+        perfect: score of the code whose K dimensions are the factors themselves (of classes, their
+            numbers 0 to n_k - 1), from the same images. No ceiling: other spacing can do better.
+        note: empty, or what a reader of the score should know.
     """
 
     score: float
     accuracy: np.ndarray
     protocol: SapProtocol
+    perfect: float
+    note: str
 
 
 def sap_score(
@@ -67,16 +72,32 @@ def sap_score(
     Source: Kumar et al. 2018, R^2 too; classifier and samples of Locatello et al. 2019.
     """
     train, test = draw(codes, factor_sizes, factors, seed, SAP.train_samples, SAP.test_samples)
-    accuracy = np.empty((train.codes.shape[1], len(train.labels)))
-    for k, (v, v_test) in enumerate(zip(train.labels, test.labels, strict=True)):
-        for j, (x, x_test) in enumerate(zip(train.codes.T, test.codes.T, strict=True)):
-            if train.sizes[k]:
-                predicted = linear_svm.fit_predict(x, v, x_test, SAP.penalty)
-                accuracy[j, k] = (predicted == v_test).mean()
-            else:
-                accuracy[j, k] = _squared_correlation(x, v)
-    ranked = np.sort(np.vstack((accuracy, np.zeros(len(train.labels)))), axis=0)
-    return SapResult(float((ranked[-1] - ranked[-2]).mean()), accuracy, SAP)
+    accuracy = _accuracy(train.codes.T, test.codes.T, train, test)
+    labels = ([v.astype(np.float64) for v in sample.labels] for sample in (train, test))
+    perfect = _gap(_accuracy(*labels, train, test))
+    note = f"the factors themselves score {perfect:.3f}" if perfect < 0.9995 else ""
+    return SapResult(_gap(accuracy), accuracy, SAP, perfect, note)
+
+
+def _accuracy(
+    columns: Iterable[np.ndarray], columns_test: Iterable[np.ndarray], train: Draw, test: Draw
+) -> np.ndarray:
+    """Accuracy or R^2, [d, K], of the factors predicted from columns [n] and [n_test] alone."""
+
+    def one(x: np.ndarray, x_test: np.ndarray, k: int) -> float:
+        if not train.sizes[k]:
+            return _squared_correlation(x, train.labels[k])
+        predicted = linear_svm.fit_predict(x, train.labels[k], x_test, SAP.penalty)
+        return float((predicted == test.labels[k]).mean())
+
+    pairs = zip(columns, columns_test, strict=True)
+    return np.array([[one(*pair, k) for k in range(len(train.labels))] for pair in pairs])
+
+
+def _gap(accuracy: np.ndarray) -> float:
+    """Mean over factors of the gap between the two best dimensions; of one, the other is 0."""
+    ranked = np.sort(np.vstack((accuracy, np.zeros(accuracy.shape[1]))), axis=0)
+    return float((ranked[-1] - ranked[-2]).mean())
 
 
 def _squared_correlation(x: np.ndarray, y: np.ndarray) -> float:

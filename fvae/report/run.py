@@ -19,6 +19,7 @@ from fvae.models.vae import VAE
 from fvae.philox import Philox, Stream
 from fvae.registry import METRICS
 from fvae.report.page import page, picture, plt, png_of, table
+from fvae.report.terminal import ceiling
 from fvae.training import checkpoint
 from fvae.training.loop import HEADLINES, LOG_NAME
 
@@ -239,13 +240,13 @@ def write_report(run: Path, store: Store) -> Path:
     if scores:
         sections.append(("Scores", _score_table(scores)))
         for s in scores:
-            if s["factor_vae"]["votes"]:
-                title = f"Votes of the FactorVAE metric, {s['protocol']}"
+            if s["factor_vae"].get("votes"):
+                title = f"Votes of the FactorVAE metric, {_protocol(s)}"
                 sections.append((title, picture(png_of(_votes_figure(s)))))
     else:
         command = html.escape(f"fvae eval {run}")
         note = f"<p>Not scored yet: run <code>{command}</code>, then make this page again.</p>"
-        if not store.factor_sizes:
+        if not store.factor_names:
             note = "<p>This data set has no ground-truth factors, so there are no scores.</p>"
         sections.append(("Scores", note))
     low, high = f"&minus;{model.span:g}", f"+{model.span:g}"
@@ -286,12 +287,26 @@ def _score_table(scores: list[dict]) -> str:
     head = "".join(f"<th>{n}</th>" for n in ("protocol", *names))
     rows = ""
     for s in scores:
-        values = (s.get(n, {}).get("score") for n in names)
-        cells = "".join("<td>&ndash;</td>" if v is None else f"<td>{v:.3f}</td>" for v in values)
-        note = html.escape(s["factor_vae"].get("note") or "")
-        rows += f"<tr><td>{html.escape(s['protocol'])}</td>{cells}<td>{note}</td></tr>"
-    caption = "<p>Scores of different protocols are not comparable.</p>"
+        cells = "".join(f"<td>{_score(s, n)}</td>" for n in names)
+        notes = {n: s.get(n, {}).get("note") for n in names}
+        note = html.escape("; ".join(f"{n}: {text}" for n, text in notes.items() if text))
+        rows += f"<tr><td>{html.escape(_protocol(s))}</td>{cells}<td>{note}</td></tr>"
+    caption = (
+        "<p>Scores of different protocols are not comparable. After a slash stands the ceiling,"
+        " where it is below 1: what a perfect code scores.</p>"
+    )
     return f"<table><tr>{head}</tr>{rows}</table>{caption}"
+
+
+def _protocol(scores: dict) -> str:
+    return scores["protocol"] + (f", {scores['bins']} bins" if scores.get("bins") else "")
+
+
+def _score(scores: dict, name: str) -> str:
+    value, most = scores.get(name, {}).get("score"), ceiling(scores, name)
+    if value is None:
+        return "&ndash;"
+    return f"{value:.3f}&nbsp;/&nbsp;{most}" if most else f"{value:.3f}"
 
 
 _GAN_NOTE = """<p>The generator at the mean of Q(c|x) and noise 0: nothing trains it to reconstruct,

@@ -5,16 +5,26 @@ from rich.table import Table
 from fvae.registry import METRICS
 
 
+def ceiling(result: dict, name: str) -> str:
+    """Return what a score can be at most, where that is below 1 in the digits shown."""
+    value = result.get(name, {}).get("ceiling")
+    return "" if value is None or value >= 0.9995 else f"{value:.3f}"
+
+
 def score_table(result: dict) -> Table:
     """Return the scores and votes of a run, from the contents of its ``eval-*.json``."""
     table = Table(title=f"protocol {result['protocol']}, seed {result['seed']}")
     table.add_column("metric")
     table.add_column("score", justify="right")
+    table.add_column("ceiling", justify="right")
     table.add_column("note")
     for name in METRICS:
-        score = result[name]["score"]
-        shown = "-" if score is None else f"{score:.3f}"
-        table.add_row(name, shown, result[name].get("note") or "")
+        score, note = result[name]["score"], result[name].get("note") or ""
+        table.add_row(name, "-" if score is None else f"{score:.3f}", ceiling(result, name), note)
+    if result.get("bins"):
+        table.caption = f"{result['bins']} bins instead of the protocol's"
+    if "votes" not in result["factor_vae"]:
+        return table
     votes = Table(title="votes: rows are latents that varied least, columns the fixed factor")
     votes.add_column("")
     for factor in result["factor_vae"]["factor_names"]:
