@@ -168,7 +168,7 @@ def _factors(dataset: Any, factor_sizes: Sequence[int] | None, factors: Any) -> 
     from fvae.metrics import factors as given
 
     if factor_sizes is not None or factors is not None:
-        return given.factors_of(factor_sizes, factors)
+        return given.factors_of(factor_sizes, factors, dataset)
     if isinstance(dataset, Store) and dataset.factor_names:
         return factors_of(dataset)[0]
     if getattr(dataset, "factor_sizes", None):

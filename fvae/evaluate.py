@@ -114,15 +114,7 @@ def evaluate(
     taken = {name: metric for name, metric in METRICS.items() if protocol in metric.protocols}
     options = _options(bins, taken.values())
     factors, left_out = factors_of(store)
-    refused: dict[str, str] = {}
-    used = torch.zeros(len(store), dtype=torch.bool)
-    for name in taken:
-        try:
-            used[metrics.needed(factors, name, protocol, seed)] = True
-        except Unsuited as error:
-            refused[name] = str(error)
-    _need_one(taken, refused)
-    needed = used.nonzero().flatten()
+    needed, refused = rows_of(factors, protocol, seed)
     model = checkpoint.load(run, device)
     part, information = encode(model, store, needed, lambda done: on_progress(done, len(needed)))
     # NaN where nothing was encoded: a metric that read such a row would say so.
@@ -169,6 +161,24 @@ def factors_of(store: Store) -> tuple[Factors, list[str]]:
     if not names:
         raise UserError(f"{store.name}: each factor has one value only, so there is no score")
     return Factors.of(store.labels[:, varies], names), left_out
+
+
+def rows_of(factors: Factors, protocol: str, seed: int = 0) -> tuple[torch.Tensor, dict[str, str]]:
+    """Return the rows that all metrics of a protocol read, and why some cannot be taken.
+
+    Raises:
+        UserError: none can be taken of such labels.
+    """
+    taken = [name for name, metric in METRICS.items() if protocol in metric.protocols]
+    refused: dict[str, str] = {}
+    used = torch.zeros(factors.rows, dtype=torch.bool)
+    for name in taken:
+        try:
+            used[metrics.needed(factors, name, protocol, seed)] = True
+        except Unsuited as error:
+            refused[name] = str(error)
+    _need_one(taken, refused)
+    return used.nonzero().flatten(), refused
 
 
 def _options(bins: int | None, taken: Iterable[Metric]) -> dict[str, Any]:

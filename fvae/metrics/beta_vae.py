@@ -78,7 +78,7 @@ def beta_vae_score(
     Source: Higgins et al. 2017, section 3; "kim2018": Kim & Mnih 2018, appendix;
     "locatello2019": Locatello et al. 2019, appendix.
     """
-    given = factors_of(factor_sizes, factors)
+    given = factors_of(factor_sizes, factors, codes)
     codes = codes_of(codes, given)
     constants = lookup(BETA_VAE, "beta_vae", protocol)
     rng = Philox(seed_of(seed), device=codes.device)

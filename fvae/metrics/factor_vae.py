@@ -94,7 +94,7 @@ def factor_vae_score(
 
     Source: Kim & Mnih 2018, section 4; "locatello2019": Locatello et al. 2019, appendix.
     """
-    given = factors_of(factor_sizes, factors)
+    given = factors_of(factor_sizes, factors, codes)
     sizes, codes = given.sizes, codes_of(codes, given)
     constants = lookup(FACTOR_VAE, "factor_vae", protocol)
     rng = Philox(seed_of(seed), device=codes.device)

@@ -1,7 +1,7 @@
 """What a metric knows of the factors: the sizes of a full grid, or a label of each row."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -51,7 +51,13 @@ class Factors(Sequence[int]):
         return cls(_sizes_of(factor_sizes), names=tuple(names))
 
     @classmethod
-    def of(cls, labels: Labels, names: Sequence[str] = (), real: Sequence[int | str] = ()) -> Self:
+    def of(
+        cls,
+        labels: Labels,
+        names: Sequence[str] = (),
+        real: Sequence[int | str] = (),
+        rows: int | None = None,
+    ) -> Self:
         """Labels of rows, in any order, combinations missing or repeated.
 
         A column is a set of classes where its dtype is bool or integer, where all its numbers are
@@ -62,11 +68,12 @@ class Factors(Sequence[int]):
                 on any device, nested lists.
             names: of the K factors, for messages.
             real: numbers or names of columns that are real-valued whatever they hold.
+            rows: what N must be, where that is known.
 
         Raises:
             UserError: labels are not finite numbers of that shape, or a factor has one value.
         """
-        columns = columns_of(labels, names, real)
+        columns = columns_of(labels, names, real, rows)
         return cls(tuple(len(c.values) for c in columns), columns, tuple(c.name for c in columns))
 
     def __len__(self) -> int:
@@ -139,8 +146,10 @@ class Factors(Sequence[int]):
         return RowIndex.of(torch.from_numpy(np.stack([c.data for c in self.columns], axis=1)))
 
 
-def factors_of(factor_sizes: Sequence[int] | None, factors: Labels | None) -> Factors:
-    """Return the one of the two that a caller gave.
+def factors_of(
+    factor_sizes: Sequence[int] | None, factors: Labels | None, rows: Sized | None = None
+) -> Factors:
+    """Return the one of the two that a caller gave, for as many rows as ``rows`` has.
 
     Raises:
         UserError: both or neither is given, or it is invalid.
@@ -153,7 +162,9 @@ def factors_of(factor_sizes: Sequence[int] | None, factors: Labels | None) -> Fa
     given = factor_sizes if factors is None else factors
     if isinstance(given, Factors):
         return given
-    return Factors.of(given) if factors is not None else Factors.grid(cast(Any, factor_sizes))
+    if factors is None:
+        return Factors.grid(cast(Any, factor_sizes))
+    return Factors.of(factors, rows=len(rows) if hasattr(rows, "__len__") else None)
 
 
 def classes_of(rows: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -162,8 +173,8 @@ def classes_of(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.stack([rows // s % n for n, s in zip(sizes, strides, strict=True)], dim=-1)
 
 
-#: More factors of two values or more than this number no set of images.
-_MOST_FACTORS = 63
+#: More factors, each of two values or more, number more than the 2^31 rows that a grid can have.
+_MOST_FACTORS = 31
 
 
 def _sizes_of(factor_sizes: Sequence[int]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from torch import Tensor
@@ -36,14 +37,17 @@ class Column:
 
 
 def columns_of(
-    labels: object, names: Sequence[str] = (), real: Sequence[int | str] = ()
+    labels: object,
+    names: Sequence[str] = (),
+    real: Sequence[int | str] = (),
+    rows: int | None = None,
 ) -> tuple[Column, ...]:
     """Return labels as columns; :meth:`fvae.metrics.factors.Factors.of` says what is taken.
 
     Raises:
         UserError: one line that names the column.
     """
-    table = _table(labels)
+    table = _table(labels, rows)
     count = table.shape[1]
     if len(names) not in (0, count):
         raise UserError(f"factors: {len(names)} names for {count} columns; give one a column")
@@ -54,7 +58,7 @@ def columns_of(
     )
 
 
-def _table(labels: object) -> np.ndarray:
+def _table(labels: object, rows: int | None) -> np.ndarray:
     """Labels as an array [N, K] of bools, integers or finite float64."""
     if isinstance(labels, Tensor):
         given = labels.detach().cpu()
@@ -62,13 +66,20 @@ def _table(labels: object) -> np.ndarray:
         array = (given.double() if given.is_floating_point() else given).numpy()
     else:
         try:
-            array = np.asarray(labels)
+            masked = isinstance(labels, np.ma.MaskedArray)
+            array = labels.astype(float).filled(np.nan) if masked else np.asarray(labels)
         except (TypeError, ValueError, RuntimeError) as error:
             why = " ".join(str(error).split())
             raise UserError(f"factors: expected numbers [N, K], got no array ({why})") from None
     if array.ndim not in (1, 2) or not array.size:
         raise UserError(
             f"factors: got shape {list(array.shape)}, expected labels [N, K], a row for each code"
+        )
+    if rows is not None and len(array) != rows:
+        sizes = array.ndim == 1 and array.dtype.kind in "iu" and prod(array.tolist()) == rows
+        raise UserError(
+            f"factors: got shape {list(array.shape)}, expected [{rows}, K], a row for each code"
+            + ("; sizes of a full grid go to factor_sizes" if sizes else "")
         )
     table = array.reshape(len(array), -1)
     if table.dtype.kind == "O":
@@ -110,7 +121,7 @@ def _column(data: np.ndarray, called: str, name: str, real: bool) -> Column:
             f"factors: {called} is {data[row]} in row {row}, expected finite labels; leave such"
             " rows out, of the codes too"
         )
-    values, classes = np.unique(data, return_inverse=True)
+    values, classes = _classes(data)
     if len(values) < 2:
         raise UserError(
             f"factors: {called} has one value, {values[0]}, in all {len(data):,} rows, expected at"
@@ -120,3 +131,16 @@ def _column(data: np.ndarray, called: str, name: str, real: bool) -> Column:
     if real or not (whole or len(values) * ROWS_A_CLASS <= len(data)):
         return Column(name, values[:0], data.astype(np.float64), len(values))
     return Column(name, values, classes.reshape(-1).astype(np.int64), len(values))
+
+
+def _classes(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values that occur, ascending, and the place of each label among them."""
+    low, high = data.min(), data.max()
+    # Whole numbers that lie close together are counted, which takes a tenth of the time of a sort.
+    if -(2**53) < low <= high < 2**53 and int(high) - int(low) <= len(data):
+        shifted = data.astype(np.int64) - int(low)
+        if data.dtype.kind in "biu" or (shifted + int(low) == data).all():
+            occurs = np.bincount(shifted) > 0
+            values = (occurs.nonzero()[0] + int(low)).astype(data.dtype)
+            return values, (occurs.cumsum() - 1)[shifted]
+    return np.unique(data, return_inverse=True)

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from fvae.metrics.checks import codes_of, require_finite, seed_of
-from fvae.metrics.factors import Factors, Labels, Unsuited, factors_of
+from fvae.metrics.factors import Factors, Labels, factors_of
 from fvae.metrics.sampling import samples_of
 from fvae.philox import Philox
 
@@ -61,23 +61,9 @@ def draw(
 
     Raises:
         UserError: an argument has the wrong shape, dtype or value, a code that was drawn is not
-            finite. Unsuited, one of these, if the rows are too few to learn a factor from.
+            finite, or the rows are too few to learn a factor from.
     """
-    given = factors_of(factor_sizes, factors)
+    given = factors_of(factor_sizes, factors, codes)
     codes, seed = codes_of(codes, given), seed_of(seed)
     first, second = samples_of(given, train, test, Philox(seed, device=codes.device))
-    for k, column in enumerate(given.columns):
-        # Labels that name the row, such as a running number, are all information and none.
-        if not column.real and 2 * column.distinct > given.rows:
-            raise Unsuited(
-                f"factors: {given.name(k)} has {column.distinct:,} values in {given.rows:,} rows,"
-                " too few rows a value to learn from; leave it out, or make it real-valued:"
-                f" Factors.of(labels, real=[{k}])"
-            )
-        drawn = column.data[first.cpu().numpy()]
-        if (drawn == drawn[0]).all():
-            raise Unsuited(
-                f"factors: {given.name(k)} has one value in all {len(drawn):,} rows that were"
-                " drawn to learn from; leave it out, or give more rows"
-            )
     return Draw.of(codes, given, first), Draw.of(codes, given, second)

@@ -7,12 +7,13 @@ image is encoded. The functions take :class:`fvae.metrics.factors.Factors`, or t
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fvae import philox
 from fvae.metrics.checks import seed_of
-from fvae.metrics.factors import Factors, Labels, factors_of
+from fvae.metrics.factors import Factors, Labels, Unsuited, factors_of
 from fvae.metrics.protocols import (
     BETA_VAE,
     FACTOR_VAE,
@@ -137,6 +138,10 @@ def samples_of(
     Of a full grid each row is drawn uniformly with replacement. Of labels no row is taken twice,
     so that none both trains and tests: two parts of one random order, at most two thirds of the
     rows to train where others must test.
+
+    Raises:
+        Unsuited: there is nothing to learn of a factor: hardly any row shares its value, or all
+            that train do.
     """
     factors = _as_factors(factors)
     if not factors.columns:
@@ -145,7 +150,25 @@ def samples_of(
         return first, second
     order = shuffled(factors.rows, rng.at_lane(TRAIN_SAMPLE_LANE))
     first = order[: min(train, -(-2 * len(order) // 3)) if test else train]
+    _check_learnable(factors, first.cpu().numpy())
     return first, order[len(first) : len(first) + test]
+
+
+def _check_learnable(factors: Factors, train: np.ndarray) -> None:
+    for k, column in enumerate(factors.columns):
+        # Labels that name the row, such as a running number, are all information and none.
+        if not column.real and 2 * column.distinct > factors.rows:
+            raise Unsuited(
+                f"factors: {factors.name(k)} has {column.distinct:,} values in {factors.rows:,}"
+                " rows, too few rows a value to learn from; leave it out, or make it real-valued:"
+                f" fvae.metrics.Factors.of(labels, real=[{k}])"
+            )
+        drawn = column.data[train]
+        if (drawn == drawn[0]).all():
+            raise Unsuited(
+                f"factors: {factors.name(k)} has one value in all {len(drawn):,} rows that were"
+                " drawn to learn from; leave it out, or give more rows"
+            )
 
 
 # --- the rows of an entry in the registry: (factors, protocol, seed) -> tensors of rows -----------

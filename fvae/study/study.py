@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fvae import data, metrics
+from fvae import data, evaluate, metrics
 from fvae.config import StudyConfig, TrainConfig
 from fvae.errors import UserError
 from fvae.files import write_atomically
@@ -70,6 +70,8 @@ def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
         _check_free(out)
         store = data.load(config.data, progress=show_progress)
         make_trainer(next(iter(expand(config).values())), store)  # refuse what cannot train
+        if store.labels is not None:  # or cannot be scored
+            evaluate.rows_of(evaluate.factors_of(store)[0], config.protocol)
         release_memory(config.device)
         out.mkdir(parents=True, exist_ok=True)
         kept = {"settings": {}, "factors": list(store.factor_names), "execution": None}
