@@ -164,7 +164,7 @@ def factors_of(
         return given
     if factors is None:
         return Factors.grid(cast(Any, factor_sizes))
-    return Factors.of(factors, rows=len(rows) if hasattr(rows, "__len__") else None)
+    return Factors.of(factors, rows=len(rows) if isinstance(rows, Sized) else None)
 
 
 def classes_of(rows: Tensor, sizes: Sequence[int]) -> Tensor:

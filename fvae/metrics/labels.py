@@ -66,8 +66,9 @@ def _table(labels: object, rows: int | None) -> np.ndarray:
         array = (given.double() if given.is_floating_point() else given).numpy()
     else:
         try:
-            masked = isinstance(labels, np.ma.MaskedArray)
-            array = labels.astype(float).filled(np.nan) if masked else np.asarray(labels)
+            if isinstance(labels, np.ma.MaskedArray):
+                labels = np.ma.filled(labels.astype(float), np.nan)
+            array = np.asarray(labels)
         except (TypeError, ValueError, RuntimeError) as error:
             why = " ".join(str(error).split())
             raise UserError(f"factors: expected numbers [N, K], got no array ({why})") from None

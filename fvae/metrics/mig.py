@@ -77,8 +77,7 @@ def mig_score(
         constants = replace(MIG, name=f"{MIG.name}, {bins_of(bins)} bins", bins=bins_of(bins))
     sample, _ = draw(codes, factor_sizes, factors, seed, constants.samples)
     gaps, information = _gaps(sample.codes, sample, constants.bins)
-    perfect = np.stack(sample.labels, axis=1).astype(np.float64)
-    ceilings, _ = _gaps(perfect, sample, constants.bins)
+    ceilings, _ = _gaps(sample.labelled, sample, constants.bins)
     mean, ceiling = float(gaps.mean()), float(ceilings.mean())
     return MigResult(mean, gaps, information, constants, ceiling, ceilings)
 

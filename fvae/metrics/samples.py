@@ -27,6 +27,11 @@ class Draw:
     labels: list[np.ndarray]
     sizes: tuple[int, ...]
 
+    @property
+    def labelled(self) -> np.ndarray:
+        """The perfect code, float64 ``[n, K]``: dimension k is factor k."""
+        return np.stack(self.labels, axis=1).astype(np.float64)
+
     @classmethod
     def of(cls, codes: Tensor, factors: Factors, rows: Tensor) -> Self:
         """Take some rows.

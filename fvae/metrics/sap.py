@@ -1,7 +1,7 @@
 """The separated attribute predictability score."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -72,17 +72,14 @@ def sap_score(
     Source: Kumar et al. 2018, R^2 too; classifier and samples of Locatello et al. 2019.
     """
     train, test = draw(codes, factor_sizes, factors, seed, SAP.train_samples, SAP.test_samples)
-    accuracy = _accuracy(train.codes.T, test.codes.T, train, test)
-    labels = ([v.astype(np.float64) for v in sample.labels] for sample in (train, test))
-    perfect = _gap(_accuracy(*labels, train, test))
+    accuracy = _accuracy(train, test)
+    perfect = _gap(_accuracy(*(replace(s, codes=s.labelled) for s in (train, test))))
     note = f"the factors themselves score {perfect:.3f}" if perfect < 0.9995 else ""
     return SapResult(_gap(accuracy), accuracy, SAP, perfect, note)
 
 
-def _accuracy(
-    columns: Iterable[np.ndarray], columns_test: Iterable[np.ndarray], train: Draw, test: Draw
-) -> np.ndarray:
-    """Accuracy or R^2, [d, K], of the factors predicted from columns [n] and [n_test] alone."""
+def _accuracy(train: Draw, test: Draw) -> np.ndarray:
+    """Accuracy or R^2, [d, K], of each factor predicted from each dimension alone."""
 
     def one(x: np.ndarray, x_test: np.ndarray, k: int) -> float:
         if not train.sizes[k]:
@@ -90,7 +87,7 @@ def _accuracy(
         predicted = linear_svm.fit_predict(x, train.labels[k], x_test, SAP.penalty)
         return float((predicted == test.labels[k]).mean())
 
-    pairs = zip(columns, columns_test, strict=True)
+    pairs = zip(train.codes.T, test.codes.T, strict=True)
     return np.array([[one(*pair, k) for k in range(len(train.labels))] for pair in pairs])
 
 

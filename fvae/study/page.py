@@ -90,7 +90,7 @@ def _page(out: Path, rows: Rows, kept: dict, protocol: str | None) -> str:
     done = [row for row in rows if row["status"] == "done"]
     groups = _by_setting(done)
     sections = []
-    if any(_mean_std(rows, "factor_vae") for rows in groups.values()):
+    if protocol and any(_mean_std(rows, "factor_vae") for rows in groups.values()):
         sections.append(("Disentanglement against reconstruction", _trade_off(groups, protocol)))
     elif done:
         why = "has no ground-truth factors, so there are no disentanglement scores"
