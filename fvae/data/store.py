@@ -13,7 +13,7 @@ from fvae.errors import UserError
 Indices = int | Sequence[int] | np.ndarray | torch.Tensor
 
 # Row b holds the bits of byte b, lowest first. Looking rows up is the fastest way to unpack.
-_BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)
+BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +74,7 @@ class Store:
 
     def _check_labels(self, labels: torch.Tensor) -> None:
         if self.factor_sizes:
-            raise UserError(
-                f"store {self.name}: has factor sizes and labels; give one of them"
-            )
+            raise UserError(f"store {self.name}: has factor sizes and labels; give one of them")
         wanted = (len(self), len(self.factor_names))
         if labels.shape != wanted or labels.dtype not in (torch.int64, torch.float64):
             raise UserError(
@@ -129,7 +127,7 @@ class Store:
         """
         rows = self.rows(self._checked(indices).to(self.data.device))
         if self.binary:
-            bits = torch.nn.functional.embedding(rows.int(), _BITS.to(rows.device))
+            bits = torch.nn.functional.embedding(rows.int(), BITS.to(rows.device))
             rows = bits.flatten(1)[:, : prod(self.image_shape)]
         return rows.reshape(-1, *self.image_shape)
 
