@@ -18,7 +18,7 @@ from fvae.models.infogan import InfoGAN
 from fvae.models.vae import VAE
 from fvae.ops import reference
 from fvae.registry import METRICS
-from fvae.training import checkpoint
+from fvae.training import checkpoint, run_data
 
 # Images encoded at once, by device. The first layer's output then fits the second-level cache of
 # two cores, or fills a GPU with 0.5 GB.
@@ -93,7 +93,8 @@ def evaluate(
         protocol that drops dimensions by their KL then drops constant ones alone.
 
     Raises:
-        UserError: the set has no factors, the protocol does not exist, or the run cannot be read.
+        UserError: the set has no factors or is another than the run's, the protocol does not exist,
+            or the run cannot be read.
     """
     if not store.factor_sizes:
         raise UserError(
@@ -104,6 +105,7 @@ def evaluate(
         raise UserError(
             f"--protocol: got {protocol!r}, expected one of {', '.join(metrics.PROTOCOLS)}"
         )
+    run_data.check(run, store)
     model = checkpoint.load(run, device)
     sizes = store.factor_sizes
     needed = metrics.needed(sizes, protocol=protocol, seed=seed)

@@ -44,6 +44,7 @@ __all__ = [
     "Store",
     "cache_entries",
     "absolute",
+    "absolute_factors",
     "cache_folder",
     "load",
     "load_dsprites_h5",
@@ -132,6 +133,12 @@ def absolute(source: str) -> str:
         return name + colon + absolute(more) if more else source
     path = Path(source).expanduser()
     return str(path.resolve()) if path.exists() else source
+
+
+def absolute_factors(factors: str) -> str:
+    """What :func:`load` takes as ``factors`` in any folder: a file's path, or a key as it is."""
+    path = Path(factors).expanduser()
+    return str(path.resolve()) if path.suffix in (".csv", ".npy") and path.is_file() else factors
 
 
 def _refuse(source: str, **options: str | None) -> None:

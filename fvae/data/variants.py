@@ -102,6 +102,10 @@ class VariantStore(Store):
         mixed = torch.round((piece + 255 * shade) / 2)
         return torch.where(sprite == 1, 255 - mixed, mixed).to(torch.uint8)
 
+    def _made_of(self) -> bytes:
+        background = self.background.cpu().numpy()
+        return f"{self.kind} {background.shape}".encode() + background.tobytes()
+
     def _words(self, index: torch.Tensor, groups: int) -> torch.Tensor:
         """Words of each image, int64 ``[n, 4 * groups]``: of Philox at the counters i * groups.."""
         counter = index[:, None] * groups + torch.arange(groups, device=index.device)

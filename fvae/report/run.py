@@ -19,7 +19,7 @@ from fvae.models.vae import VAE
 from fvae.philox import Philox, Stream
 from fvae.registry import METRICS
 from fvae.report.page import page, picture, plt, png_of, table
-from fvae.training import checkpoint
+from fvae.training import checkpoint, run_data
 from fvae.training.loop import HEADLINES, LOG_NAME
 
 _FRAMES = 11
@@ -85,9 +85,10 @@ def write_traversals(run: Path, store: Store, out: Path | None = None) -> tuple[
         the two paths.
 
     Raises:
-        UserError: the run cannot be read.
+        UserError: the run cannot be read, or is of other data.
         OSError: the folder cannot be written.
     """
+    run_data.check(run, store)
     model = checkpoint.load(run)
     seed = TrainConfig.from_file(run / "config.json").seed
     out = run if out is None else out
@@ -226,11 +227,12 @@ def write_report(run: Path, store: Store) -> Path:
         the page's path.
 
     Raises:
-        UserError: the run cannot be read.
+        UserError: the run cannot be read, or is of other data.
         OSError: the folder cannot be written.
     """
     config = TrainConfig.from_file(run / "config.json")
     log, scores = read_log(run), read_scores(run)
+    run_data.check(run, store)
     model = checkpoint.load(run)
     code, kl = _start_code(model, store, config.seed)
     sections = []
@@ -245,7 +247,7 @@ def write_report(run: Path, store: Store) -> Path:
     else:
         command = html.escape(f"fvae eval {run}")
         note = f"<p>Not scored yet: run <code>{command}</code>, then make this page again.</p>"
-        if not store.factor_sizes:
+        if not store.factor_names:
             note = "<p>This data set has no ground-truth factors, so there are no scores.</p>"
         sections.append(("Scores", note))
     low, high = f"&minus;{model.span:g}", f"+{model.span:g}"
