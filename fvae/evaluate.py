@@ -20,7 +20,7 @@ from fvae.models.infogan import InfoGAN
 from fvae.models.vae import VAE
 from fvae.ops import reference
 from fvae.registry import METRICS, Metric
-from fvae.training import checkpoint
+from fvae.training import checkpoint, run_data
 
 # Images encoded at once, by device. The first layer's output then fits the second-level cache of
 # two cores, or fills a GPU with 0.5 GB.
@@ -99,8 +99,8 @@ def evaluate(
         cannot be taken of the set's labels has no score, and a note that says why.
 
     Raises:
-        UserError: the set has no factors, the protocol does not exist, no metric can be taken of
-            the labels, or the run cannot be read.
+        UserError: the set has no factors or is another than the run's, the protocol does not exist,
+            no metric can be taken of the labels, or the run cannot be read.
     """
     if not store.factor_names:
         raise UserError(
@@ -113,6 +113,7 @@ def evaluate(
         )
     taken = {name: metric for name, metric in METRICS.items() if protocol in metric.protocols}
     options = _options(bins, taken.values())
+    run_data.check(run, store)
     factors, left_out = factors_of(store)
     needed, refused = rows_of(factors, protocol, seed)
     model = checkpoint.load(run, device)

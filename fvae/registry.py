@@ -108,6 +108,7 @@ class DataSet:
     about: str
     build: Callable[..., Any]
     key: str | None = None
+    takes: str = ""
 
 
 Entry = TypeVar("Entry", Objective, Metric, DataSet)

@@ -135,10 +135,10 @@ def write_shapes3d(path, values=((0.0, 0.5),) * 6, **changes):
     return write_h5(path, **({"images": coloured_images(len(labels)), "labels": labels} | changes))
 
 
-def refusal(source):
+def refusal(source, load=load, **options):
     """The one-line message with which load refuses a source."""
     with pytest.raises(UserError) as caught:
-        load(source)
+        load(source, **options)
     message = str(caught.value)
     assert "\n" not in message and str(source) in message
     assert "weights_only" not in message

@@ -8,6 +8,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -79,6 +80,8 @@ def from_cache(path: Path) -> Store | None:
         pass  # not there, or the folder cannot be used: then saving will say so
     except ValueError as error:
         warn(f"cached data {path} is damaged ({error}); building it again")
+        with suppress(OSError):
+            path.unlink()
     return None
 
 

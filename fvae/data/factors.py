@@ -13,7 +13,7 @@ from fvae.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
-class Factors:
+class KnownFactors:
     """What is known about the images of a set, as in :class:`fvae.data.store.Store`.
 
     Attributes:
@@ -30,7 +30,7 @@ class Factors:
     places: np.ndarray | None = None
 
 
-NO_FACTORS = Factors()
+NO_FACTORS = KnownFactors()
 
 
 class Table(NamedTuple):
@@ -40,7 +40,7 @@ class Table(NamedTuple):
     columns: list[np.ndarray]
 
 
-def factors_of(where: str, table: Table, count: int) -> Factors:
+def factors_of(where: str, table: Table, count: int) -> KnownFactors:
     """The factors that a table of labels gives to a set of images.
 
     A table that has each combination of its columns' values exactly once, in any order, is a full
@@ -75,8 +75,8 @@ def factors_of(where: str, table: Table, count: int) -> Factors:
         places = np.ravel_multi_index([inverse for _, inverse in found], sizes)
         if (np.bincount(places, minlength=count) == 1).all():
             in_order = np.array_equal(places, np.arange(count))
-            return Factors(tuple(names), sizes, places=None if in_order else places)
-    return Factors(tuple(names), labels=torch.from_numpy(np.stack(columns, axis=1)))
+            return KnownFactors(tuple(names), sizes, places=None if in_order else places)
+    return KnownFactors(tuple(names), labels=torch.from_numpy(np.stack(columns, axis=1)))
 
 
 def columns_of(name: str, array: np.ndarray) -> Table:
@@ -88,7 +88,7 @@ def columns_of(name: str, array: np.ndarray) -> Table:
     return Table(tuple(f"{name}_{k}" for k in range(array.shape[1])), list(array.T))
 
 
-def without_rows(factors: Factors, rows: Sequence[int]) -> Factors:
+def without_rows(factors: KnownFactors, rows: Sequence[int]) -> KnownFactors:
     """The factors of a set in which some images, by their rows, turned out to be missing."""
     if not rows or not factors.names:
         return factors
@@ -97,7 +97,7 @@ def without_rows(factors: Factors, rows: Sequence[int]) -> Factors:
         labels = torch.cartesian_prod(*(torch.arange(size) for size in factors.sizes))
     keep = torch.ones(len(labels), dtype=torch.bool)
     keep[list(rows)] = False
-    return Factors(factors.names, labels=labels[keep])
+    return KnownFactors(factors.names, labels=labels[keep])
 
 
 def _numbers(where: str, name: str, column: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from fvae.data.cache import (
     load_file,
     warn,
 )
-from fvae.data.factors import NO_FACTORS, Factors
+from fvae.data.factors import NO_FACTORS, KnownFactors
 from fvae.data.store import Store
 from fvae.errors import UserError
 
@@ -123,7 +123,7 @@ class Partial:
             self._file.write(row.data)
             self.rows += 1
 
-    def finish(self, name: str, factors: Factors = NO_FACTORS) -> None:
+    def finish(self, name: str, factors: KnownFactors = NO_FACTORS) -> None:
         """Turn the file into that of a store with those factors."""
         fields = {
             "name": name,
@@ -153,7 +153,9 @@ class Partial:
         os.fsync(self._file.fileno())
 
 
-def converted(key: str, source: str, convert: Callable[[Partial], tuple[str, Factors]]) -> Store:
+def converted(
+    key: str, source: str, convert: Callable[[Partial], tuple[str, KnownFactors]]
+) -> Store:
     """The store under a key: loaded from the cache, or else converted there, row by row.
 
     A conversion that was killed goes on where it stopped. Two processes do not convert the same

@@ -98,16 +98,23 @@ def grid_sizes(path: Path, key: str, classes: np.ndarray) -> tuple[int, ...]:
     if not len(classes):
         raise UserError(f"{path}: {key} is empty; use the file as it was published")
     sizes = tuple(int(largest) + 1 for largest in classes.max(axis=0))
-    in_order = prod(sizes) == len(classes) and all(
-        np.array_equal(column, digits)
-        for column, digits in zip(classes.T, _digits(sizes), strict=True)
-    )
-    if not in_order:
+    if not is_grid(classes):
         raise UserError(
             f"{path}: the {len(classes)} rows of {key} are not the full grid {list(sizes)} in "
             "row-major order, last factor fastest; use the file as it was published"
         )
     return sizes
+
+
+def is_grid(classes: np.ndarray) -> bool:
+    """Whether row i of ``[N, K]`` holds the mixed-radix digits of i, last factor fastest."""
+    if not len(classes):
+        return False
+    sizes = tuple(int(largest) + 1 for largest in classes.max(axis=0))
+    return prod(sizes) == len(classes) and all(
+        np.array_equal(column, digits)
+        for column, digits in zip(classes.T, _digits(sizes), strict=True)
+    )
 
 
 def _digits(sizes: tuple[int, ...]) -> Iterator[np.ndarray]:

@@ -20,7 +20,7 @@ from fvae.philox import Philox, Stream
 from fvae.registry import METRICS
 from fvae.report.page import page, picture, plt, png_of, table
 from fvae.report.terminal import ceiling
-from fvae.training import checkpoint
+from fvae.training import checkpoint, run_data
 from fvae.training.loop import HEADLINES, LOG_NAME
 
 _FRAMES = 11
@@ -86,9 +86,10 @@ def write_traversals(run: Path, store: Store, out: Path | None = None) -> tuple[
         the two paths.
 
     Raises:
-        UserError: the run cannot be read.
+        UserError: the run cannot be read, or is of other data.
         OSError: the folder cannot be written.
     """
+    run_data.check(run, store)
     model = checkpoint.load(run)
     seed = TrainConfig.from_file(run / "config.json").seed
     out = run if out is None else out
@@ -227,11 +228,12 @@ def write_report(run: Path, store: Store) -> Path:
         the page's path.
 
     Raises:
-        UserError: the run cannot be read.
+        UserError: the run cannot be read, or is of other data.
         OSError: the folder cannot be written.
     """
     config = TrainConfig.from_file(run / "config.json")
     log, scores = read_log(run), read_scores(run)
+    run_data.check(run, store)
     model = checkpoint.load(run)
     code, kl = _start_code(model, store, config.seed)
     sections = []

@@ -175,4 +175,4 @@ def _ray_task(job: dict) -> None:
     torch.set_num_threads(job["threads"])
     keep_freed_memory()
     with Stop(forgiving=True) as stop:
-        work(Path(job["runs"]), job["groups"], job["protocol"], data.load(job["data"]), stop)
+        work(Path(job["runs"]), job["groups"], job["protocol"], data.load(**job["data"]), stop)

@@ -313,7 +313,7 @@ def _worker(job: dict) -> None:
     keep_freed_memory()
     if job["device"] == "cuda":  # a job for the CPU may have more processes than there are GPUs
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store = data.load(job["data"])
+    store = data.load(**job["data"])
     with Stop(forgiving=True) as stop:
         if "pilot" in job:
             torch.distributed.init_process_group("gloo")
