@@ -16,6 +16,7 @@ from fvae.errors import UserError
 from fvae.files import write_atomically
 from fvae.metrics.checks import bins_of
 from fvae.metrics.factors import Factors, Unsuited
+from fvae.metrics.labels import Column, columns_of
 from fvae.models.infogan import InfoGAN
 from fvae.models.vae import VAE
 from fvae.ops import reference
@@ -152,16 +153,30 @@ def evaluate(
     return result
 
 
-def factors_of(store: Store) -> tuple[Factors, list[str]]:
-    """Return the factors of a data set, and the names of those left out: they have one value."""
+def factors_of(store: Store) -> tuple[Factors, dict[str, str]]:
+    """Return the factors of a data set, and names and reasons of labels that are none.
+
+    Raises:
+        UserError: no factor is left.
+    """
     if store.labels is None:
-        return Factors.grid(store.factor_sizes, store.factor_names), []
-    varies = (store.labels != store.labels[0]).any(0).tolist()
-    names = [n for n, kept in zip(store.factor_names, varies, strict=True) if kept]
-    left_out = [n for n in store.factor_names if n not in names]
-    if not names:
-        raise UserError(f"{store.name}: each factor has one value only, so there is no score")
-    return Factors.of(store.labels[:, varies], names), left_out
+        return Factors.grid(store.factor_sizes, store.factor_names), {}
+    kept: list[Column] = []
+    left_out = {}
+    for name, labels in zip(store.factor_names, store.labels.T, strict=True):
+        if bool((labels == labels[0]).all()):
+            left_out[name] = "has one value"
+            continue
+        (column,) = columns_of(labels, [name])
+        if column.names_rows:
+            left_out[name] = "has a value for each image or so"
+        else:
+            kept.append(column)
+    if not kept:
+        why = "; ".join(f"{name} {reason}" for name, reason in left_out.items())
+        raise UserError(f"{store.name}: no label is a factor that can be scored: {why}")
+    names = tuple(column.name for column in kept)
+    return Factors(tuple(len(c.values) for c in kept), tuple(kept), names), left_out
 
 
 def rows_of(factors: Factors, protocol: str, seed: int = 0) -> tuple[torch.Tensor, dict[str, str]]:

@@ -39,7 +39,7 @@ def source(request, monkeypatch):
     DATA.remove("labelled")
 
 
-CLASSES = columns() | {"colour": np.zeros(IMAGES, int)}
+CLASSES = columns() | {"colour": np.zeros(IMAGES, int), "row": np.arange(IMAGES)}
 REAL = columns() | {"size": np.random.default_rng(1).random(IMAGES)}
 
 
@@ -59,7 +59,8 @@ def test_a_set_of_classes(source, tmp_path):
     assert result == json.loads((run / "eval-kim2018.json").read_text())
     assert all(0 <= result[name]["score"] <= 1 for name in metrics.METRICS)
     assert result["factors"] == [{"name": "kind", "values": 3}, {"name": "angle", "values": 40}]
-    assert result["factors_left_out"] == ["colour"]  # it has one value
+    why = {"colour": "has one value", "row": "has a value for each image or so"}
+    assert result["factors_left_out"] == why
     assert result["factor_vae"]["factor_names"] == ["kind", "angle"]
     assert result["mig"]["ceilings"][1] < np.log(20) / np.log(40) + 0.01
     assert result["mig"]["protocol"]["bins"] == 20
@@ -77,7 +78,7 @@ def test_a_set_of_classes(source, tmp_path):
     assert result == json.loads((run / "eval-kim2018.json").read_text())
     row = re.search(r"│ mig +│ +(\d\.\d{3}) │ +(\d\.\d{3}) │", out)
     assert row.groups() == (f"{more['mig']['score']:.3f}", f"{more['mig']['ceiling']:.3f}")
-    assert "50 bins" in out and "angle" in out
+    assert "mig has 50 bins; left out: colour has one value, row has a" in out and "angle" in out
     assert "the factors themselves" in out
 
     assert command("report", run)[0] == 0
@@ -123,8 +124,9 @@ def test_a_set_with_a_real_value(source, tmp_path):
 
 
 def test_a_set_without_a_factor_that_varies(tmp_path):
-    store = labelled(colour=np.ones(IMAGES, int))
-    with pytest.raises(UserError, match="labelled: each factor has one value only"):
+    store = labelled(colour=np.ones(IMAGES, int), row=np.arange(IMAGES))
+    why = "labelled: no label is a factor that can be scored: colour has one value; row has a"
+    with pytest.raises(UserError, match=why):
         evaluate.evaluate(tmp_path, store)
 
 

@@ -27,14 +27,14 @@ def bins_of(bins: int) -> int:
     """Return the bins as an int.
 
     Raises:
-        UserError: they are not a whole number of at least 2.
+        UserError: they are not a whole number from 2 to 10,000.
     """
     try:
-        if operator.index(bins) >= 2:
+        if 2 <= operator.index(bins) <= 10_000:
             return operator.index(bins)
     except TypeError:
         pass
-    raise UserError(f"bins: got {bins!r}, expected a whole number of at least 2")
+    raise UserError(f"bins: got {bins!r}, expected a whole number from 2 to 10,000")
 
 
 def codes_of(codes: Tensor | np.ndarray, factors: Factors) -> Tensor:

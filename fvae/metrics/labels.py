@@ -35,6 +35,11 @@ class Column:
         """Whether the factor is real-valued."""
         return self.data.dtype.kind == "f"
 
+    @property
+    def names_rows(self) -> bool:
+        """Whether hardly any row shares its class, as of a running number: nothing to learn."""
+        return not self.real and 2 * self.distinct > len(self.data)
+
 
 def columns_of(
     labels: object,

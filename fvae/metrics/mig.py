@@ -61,7 +61,7 @@ def mig_score(
         factors: of any rows, in place of the sizes: labels ``[N, K]`` (or ``[N]``) of the codes'
             rows, or a :class:`fvae.metrics.Factors`, which says what is a class and what is
             real-valued.
-        bins: in place of the protocol's 20, at least 2; scores of other bins are not comparable.
+        bins: in place of the protocol's 20, 2 to 10,000; scores of other bins are not comparable.
 
     Returns:
         A :class:`MigResult`.

@@ -156,8 +156,7 @@ def samples_of(
 
 def _check_learnable(factors: Factors, train: np.ndarray) -> None:
     for k, column in enumerate(factors.columns):
-        # Labels that name the row, such as a running number, are all information and none.
-        if not column.real and 2 * column.distinct > factors.rows:
+        if column.names_rows:
             raise Unsuited(
                 f"factors: {factors.name(k)} has {column.distinct:,} values in {factors.rows:,}"
                 " rows, too few rows a value to learn from; leave it out, or make it real-valued:"

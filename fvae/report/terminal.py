@@ -1,5 +1,6 @@
 """Scores as tables on a terminal."""
 
+from rich.markup import escape
 from rich.table import Table
 
 from fvae.registry import METRICS
@@ -19,16 +20,18 @@ def score_table(result: dict) -> Table:
     table.add_column("ceiling", justify="right")
     table.add_column("note")
     for name in METRICS:
-        score, note = result[name]["score"], result[name].get("note") or ""
+        score, note = result[name]["score"], escape(result[name].get("note") or "")
         table.add_row(name, "-" if score is None else f"{score:.3f}", ceiling(result, name), note)
-    if result.get("bins"):
-        table.caption = f"{result['bins']} bins instead of the protocol's"
+    left_out = [f"{n} {why}" for n, why in result.get("factors_left_out", {}).items()]
+    said = [f"mig has {result['bins']} bins"] if result.get("bins") else []
+    said += ["left out: " + ", ".join(left_out)] if left_out else []
+    table.caption = escape("; ".join(said)) or None
     if "votes" not in result["factor_vae"]:
         return table
     votes = Table(title="votes: rows are latents that varied least, columns the fixed factor")
     votes.add_column("")
     for factor in result["factor_vae"]["factor_names"]:
-        votes.add_column(factor, justify="right")
+        votes.add_column(escape(factor), justify="right")
     for dim, row in enumerate(result["factor_vae"]["votes"]):
         votes.add_row(f"z{dim}", *map(str, row))
     both = Table.grid()

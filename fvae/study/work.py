@@ -174,7 +174,7 @@ def _do(
     for run in untrained:
         # Whoever was killed while saving left a part; whatever was scored is about to change.
         parts = run.glob(f".{checkpoint.NAME}.????????")
-        for left in (*parts, run / f"eval-{protocol}.json", run / "report.html"):
+        for left in (*parts, *run.glob("eval-*.json"), run / "report.html"):
             left.unlink(missing_ok=True)
     if untrained:
         stop.number = _train(untrained, configs, store, on_event) or stop.number
