@@ -6,6 +6,7 @@
 //   factors, groups()   how many there are
 //   at(k)               factor k; chosen(word) of it is the group of the value that a word draws
 //   group(g), start(g)  a group; and how many rows stand before it if all groups stand in a row
+//   searched            whether that takes a search
 //   row(place)          what stands at a place, which a group's drawn(word) gives: the row of the
 //                       group numbered word * count() >> 32
 //   walk(group, r, step)   a walk over its rows from the r-th on; r = count() is no row's
@@ -83,6 +84,7 @@ class GridWalk {
 struct Grid {
   using Factor = GridFactor;
   using Group = GridGroup;
+  static constexpr bool searched = false;
   int factors;
   GridFactor factor[kMaxFactors];
 

@@ -1,4 +1,5 @@
 // The metrics' CPU ops.
+#include <algorithm>
 #include <atomic>
 
 #include "arguments.h"
@@ -35,6 +36,12 @@ struct Data {
     } else {
       call(as<BFloat16>());
     }
+  }
+
+  // Whether a model's codes are more than a core's cache.
+  bool many() const {
+    const int64_t element = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+    return rows * dims * element >= kManyBytes;
   }
 
   template <class T>
@@ -123,11 +130,15 @@ Tensor metric_votes(Tensor codes, std::vector<int64_t> factor_sizes, int64_t vot
     torch::stable::parallel_for(0, votes, kGrain, [&](int64_t begin, int64_t end) {
       std::vector<int64_t> counts(cells);
       Drawn drawn(samples, (samples + 3) / 4 * 4, in.models, end - begin);
-      while (begin < end) {
-        begin = drawn.take(begin, end);
-        draw(source, draws, in.dims, drawn);
-        count_votes(data, drawn, source.factors, scales.const_data_ptr<float>(),
-                    actives.const_data_ptr<bool>(), counts.data());
+      for (int64_t at = begin; at < end; at += kOrdered) {
+        const int64_t last = std::min(at + kOrdered, end);
+        const auto sets = data.many() ? votes_in_order(source, draws, at, last)
+                                      : as_they_come(at, last);
+        drawn.each_batch(sets, [&] {
+          draw(source, draws, in.dims, drawn);
+          count_votes(data, drawn, source.factors, scales.const_data_ptr<float>(),
+                      actives.const_data_ptr<bool>(), counts.data());
+        });
       }
       for (int64_t i = 0; i < cells; ++i)
         if (counts[i]) std::atomic_ref<int64_t>(total[i]) += counts[i];
@@ -154,10 +165,11 @@ std::tuple<Tensor, Tensor> pair_features(Tensor codes, std::vector<int64_t> fact
   in.with_source([&](const auto& source) {
     torch::stable::parallel_for(0, points, kGrain, [&](int64_t begin, int64_t end) {
       Drawn drawn(pairs, 2 * pairs, in.models, end - begin);
-      while (begin < end) {
-        begin = drawn.take(begin, end);
-        draw(source, draws, in.dims, factors, drawn);
-        make_features(data, drawn, points, out);
+      for (int64_t at = begin; at < end; at += kOrdered) {
+        drawn.each_batch(as_they_come(at, std::min(at + kOrdered, end)), [&] {
+          draw(source, draws, in.dims, factors, drawn);
+          make_features(data, drawn, points, out);
+        });
       }
     });
   });

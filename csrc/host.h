@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "body.h"
@@ -87,11 +89,11 @@ FVAE_HD void prefetch(const T* model, int64_t dims, const int64_t* rows, int64_t
 // first-level cache; many for several, since each change of model starts with cold page tables.
 constexpr int64_t kDrawn = 1024, kDrawnForMany = 1 << 17;
 
-// Some sets of draws, one after another: where the rows of each begin in a model's codes, and its
-// fixed factor.
+// Some sets of draws: where the rows of each begin in a model's codes, and its fixed factor.
 struct Drawn {
-  int64_t samples, stride;  // of a set: samples, and places in `rows`
-  int64_t first = 0, count = 0;
+  int64_t samples, stride;     // of a set: samples, and places in `rows`
+  const int64_t* sets;         // their numbers
+  int64_t count = 0;
   std::vector<int64_t> rows;
   std::vector<int> factors;
 
@@ -103,13 +105,45 @@ struct Drawn {
     rows.resize(factors.size() * stride);
   }
 
-  // Take up to all sets from one on; returns the one after them.
-  int64_t take(int64_t begin, int64_t end) {
-    first = begin;
-    count = std::min(int64_t(factors.size()), end - begin);
-    return begin + count;
+  // run() with one batch after another of some sets.
+  template <class Run>
+  void each_batch(const std::vector<int64_t>& all, Run run) {
+    const int64_t end = int64_t(all.size());
+    for (int64_t at = 0; at < end; at += count) {
+      sets = all.data() + at;
+      count = std::min(int64_t(factors.size()), end - at);
+      run();
+    }
   }
 };
+
+// Sets that are put in order at a time; and bytes of codes from which on that pays.
+constexpr int64_t kOrdered = 1 << 15, kManyBytes = 4 << 20;
+
+// Sets [begin, end) as they come.
+inline std::vector<int64_t> as_they_come(int64_t begin, int64_t end) {
+  std::vector<int64_t> sets(end - begin);
+  std::iota(sets.begin(), sets.end(), begin);
+  return sets;
+}
+
+inline int64_t group_key(int k, const GridGroup& group) { return (int64_t(k) << 32) + group.value; }
+inline int64_t group_key(int, const IndexGroup& group) { return group.begin; }
+
+// Votes [begin, end), one group after another: its rows are then in a cache after the first votes.
+template <class Source>
+std::vector<int64_t> votes_in_order(const Source& source, const Draws& draws, int64_t begin,
+                                    int64_t end) {
+  std::vector<std::pair<int64_t, int64_t>> keys(end - begin);
+  for (int64_t vote = begin; vote < end; ++vote) {
+    const Opening set(draws, draws.stream, source.factors, vote, (draws.samples + 3) / 4);
+    keys[vote - begin] = {group_key(set.k, source.at(set.k).chosen(set.chooser)), vote};
+  }
+  std::sort(keys.begin(), keys.end());
+  std::vector<int64_t> votes(keys.size());
+  for (size_t i = 0; i < keys.size(); ++i) votes[i] = keys[i].second;
+  return votes;
+}
 
 // From places to where their rows begin in a model's codes. One number after another is read from an
 // index: the reads overlap as they are, and a gather of many is slow where it has to be safe
@@ -123,12 +157,12 @@ FVAE_HD void find_rows(const Index& index, int64_t dims, int64_t* places, int64_
   for (int64_t i = 0; i < count; ++i) places[i] = rows[places[i]] * dims;
 }
 
-// Draw the votes of a batch, which `take` has chosen.
+// Draw the votes of a batch, which `each_batch` has chosen.
 template <class Source>
 FVAE_HD void draw_votes(const Source& source, const Draws& draws, int64_t dims, Drawn& drawn) {
   const int64_t groups = (draws.samples + 3) / 4;
   for (int64_t i = 0; i < drawn.count; ++i) {
-    const Opening set(draws, draws.stream, source.factors, drawn.first + i, groups);
+    const Opening set(draws, draws.stream, source.factors, drawn.sets[i], groups);
     const auto group = source.at(set.k).chosen(set.chooser);
     int64_t* rows = drawn.rows.data() + i * drawn.stride;
     for (int64_t g = 0; g < groups; ++g) {
@@ -144,23 +178,32 @@ FVAE_HD void draw_votes(const Source& source, const Draws& draws, int64_t dims, 
 template <class Source>
 FVAE_HD void draw_pairs(const Source& source, const Draws& draws, int64_t dims, int64_t* fixed,
                         Drawn& drawn) {
-  std::vector<uint32_t> choosers(draws.samples);
+  const int64_t pairs = draws.samples;  // in no memory that the rows might be thought to share
+  std::vector<uint32_t> choosers(pairs);
   for (int64_t i = 0; i < drawn.count; ++i) {
-    const Opening set(draws, draws.stream, source.factors, drawn.first + i, draws.samples);
+    const Opening set(draws, draws.stream, source.factors, drawn.sets[i], pairs);
     const auto factor = source.at(set.k);
     int64_t* rows = drawn.rows.data() + i * drawn.stride;
-    // Words first, some at once in vectors, which a search for the value would keep them from.
-    for (int64_t g = 0; g < draws.samples; ++g) {
-      const Words words = philox(draws.stream, set.samples + uint32_t(g));
-      choosers[g] = words.w[0];
-      for (int u = 0; u < 2; ++u) rows[2 * g + u] = words.w[1 + u];
-    }
-    for (int64_t g = 0; g < draws.samples; ++g) {
-      const auto group = factor.chosen(choosers[g]);
-      for (int u = 0; u < 2; ++u) rows[2 * g + u] = group.drawn(uint32_t(rows[2 * g + u]));
+    // Words first where a value is searched: they come some at once, in vectors.
+    if constexpr (Source::searched) {
+      for (int64_t g = 0; g < pairs; ++g) {
+        const Words words = philox(draws.stream, set.samples + uint32_t(g));
+        choosers[g] = words.w[0];
+        for (int u = 0; u < 2; ++u) rows[2 * g + u] = words.w[1 + u];
+      }
+      for (int64_t g = 0; g < pairs; ++g) {
+        const auto group = factor.chosen(choosers[g]);
+        for (int u = 0; u < 2; ++u) rows[2 * g + u] = group.drawn(uint32_t(rows[2 * g + u]));
+      }
+    } else {
+      for (int64_t g = 0; g < pairs; ++g) {
+        const Words words = philox(draws.stream, set.samples + uint32_t(g));
+        const auto group = factor.chosen(words.w[0]);
+        for (int u = 0; u < 2; ++u) rows[2 * g + u] = group.drawn(words.w[1 + u]);
+      }
     }
     find_rows(source, dims, rows, drawn.stride);
-    fixed[drawn.first + i] = set.k;
+    fixed[drawn.sets[i]] = set.k;
   }
 }
 
@@ -199,7 +242,7 @@ FVAE_HD void pairs(const Codes<T>& codes, const Drawn& drawn, int64_t points, fl
   each_set<PairLanes<T>>(
       codes, drawn, [&](PairLanes<T>& lanes, int64_t m, int64_t i) FVAE_LAMBDA {
         mean_distance(lanes, drawn.samples, codes.dims,
-                      features + (m * points + drawn.first + i) * codes.dims);
+                      features + (m * points + drawn.sets[i]) * codes.dims);
       });
 }
 

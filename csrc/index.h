@@ -11,7 +11,7 @@ FVAE_HD int64_t last_at_most(int64_t n, int64_t x, At at) {
   int64_t base = 0;
   while (n > 1) {
     const int64_t half = n / 2;
-    base += half & -int64_t(at(base + half) <= x);
+    base += at(base + half) <= x ? half : 0;
     n -= half;
   }
   return base;
@@ -67,6 +67,7 @@ struct IndexFactor {
 struct Index {
   using Factor = IndexFactor;
   using Group = IndexGroup;
+  static constexpr bool searched = true;
   int factors;
   uint32_t rows;  // N
   Lists lists;
