@@ -203,7 +203,5 @@ def grouped_variance(
     """
     sizes, offsets, rows = _check_rows(codes, factor_sizes)
     stacked = codes if codes.dim() == 3 else codes[None]
-    result = implementation("grouped_variance", backend)(
-        stacked, sizes, offsets, rows
-    )
+    result = implementation("grouped_variance", backend)(stacked, sizes, offsets, rows)
     return result if codes.dim() == 3 else result[0]
