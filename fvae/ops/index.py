@@ -80,7 +80,7 @@ class RowIndex:
             ValueError: they have another shape, are negative, or leave a value out.
         """
         if isinstance(classes, np.ndarray):
-            # A copy of a tame array: PyTorch takes no other byte order, and warns of read-only ones.
+            # A tame copy: PyTorch takes no other byte order, and warns of a read-only array.
             native = classes.dtype.newbyteorder("=")
             labels = torch.tensor(np.ascontiguousarray(classes, dtype=native))
         else:
