@@ -79,7 +79,12 @@ class RowIndex:
             TypeError: classes are not integers.
             ValueError: they have another shape, are negative, or leave a value out.
         """
-        labels = torch.as_tensor(classes)
+        if isinstance(classes, np.ndarray):
+            # A tame copy: PyTorch takes no other byte order, and warns of a read-only array.
+            native = classes.dtype.newbyteorder("=")
+            labels = torch.tensor(np.ascontiguousarray(classes, dtype=native))
+        else:
+            labels = torch.as_tensor(classes)
         if labels.is_floating_point() or labels.is_complex():
             raise TypeError(f"classes: got {labels.dtype}, expected integers from 0 on")
         if labels.dim() != 2 or labels.numel() == 0 or len(labels) > _MOST_ROWS:
@@ -87,14 +92,14 @@ class RowIndex:
                 f"classes: got shape {list(labels.shape)}, expected [N, K], not empty, N below 2^31"
             )
         counts, rows = [], []
-        for k, column in enumerate(labels.unbind(1)):
+        for k, column in enumerate(c.long() for c in labels.unbind(1)):
             low, high = (int(x) for x in column.aminmax())
             if low < 0 or high >= len(labels):
                 raise ValueError(
                     f"classes: factor {k} has values from {low} to {high} in {len(labels)} rows,"
                     f" expected 0 to n - 1, each of which occurs"
                 )
-            counts.append(torch.bincount(column.int()))
+            counts.append(torch.bincount(column))
             if not bool(counts[-1].all()):
                 missing = int((counts[-1] == 0).nonzero()[0])
                 raise ValueError(

@@ -65,10 +65,6 @@ def _check_draws(
     return rng
 
 
-def _interim(offsets: Tensor | None) -> str | None:
-    return None if offsets is None else "reference"
-
-
 def metric_votes(
     codes: Tensor,
     factor_sizes: Sequence[int] | RowIndex,
@@ -126,7 +122,7 @@ def metric_votes(
     if active.dtype != torch.bool:
         raise TypeError(f"active: got {active.dtype}, expected torch.bool")
     stacked = codes if codes.dim() == 3 else codes[None]
-    run = implementation("metric_votes", backend or _interim(offsets))
+    run = implementation("metric_votes", backend)
     result = run(
         stacked, sizes, votes, samples, balanced, scale.float().view(stacked.shape[0], -1),
         active.view(stacked.shape[0], -1), rng.seed, rng.step, rng.lane, offsets, rows,
@@ -176,7 +172,7 @@ def pair_features(
         raise ValueError(f"pairs: got {pairs}, expected at least 1")
     rng = _check_draws(rng, codes, "points", points, 1 + pairs)
     stacked = codes if codes.dim() == 3 else codes[None]
-    run = implementation("pair_features", backend or _interim(offsets))
+    run = implementation("pair_features", backend)
     features, factors = run(
         stacked, sizes, points, pairs, balanced, rng.seed, rng.step, rng.lane, offsets, rows
     )
@@ -207,7 +203,5 @@ def grouped_variance(
     """
     sizes, offsets, rows = _check_rows(codes, factor_sizes)
     stacked = codes if codes.dim() == 3 else codes[None]
-    result = implementation("grouped_variance", backend or _interim(offsets))(
-        stacked, sizes, offsets, rows
-    )
+    result = implementation("grouped_variance", backend)(stacked, sizes, offsets, rows)
     return result if codes.dim() == 3 else result[0]
