@@ -134,7 +134,10 @@ class Factors(Sequence[int]):
                     " it, as in np.digitize(x, np.quantile(x, [0.2, 0.4, 0.6, 0.8])), or leave it"
                     " out"
                 )
-            count = np.bincount(column.data)
+        # One factor after the other in memory, as they are read.
+        index = RowIndex.of(torch.from_numpy(np.stack([c.data for c in self.columns])).T)
+        counts = index.counts.split(index.sizes)
+        for k, (column, count) in enumerate(zip(self.columns, counts, strict=True)):
             if count.min() < 2:
                 value, few = column.values[count.argmin()], int((count < 2).sum())
                 raise Unsuited(
@@ -143,7 +146,7 @@ class Factors(Sequence[int]):
                     + ", and this metric needs at least 2 rows that share a value; bin the factor,"
                     " leave it out, or leave such rows out"
                 )
-        return RowIndex.of(torch.from_numpy(np.stack([c.data for c in self.columns], axis=1)))
+        return index
 
 
 def factors_of(

@@ -106,7 +106,7 @@ class RowIndex:
                     f"classes: value {missing} of factor {k} does not occur, though {high} does;"
                     f" expected 0 to n - 1, each of which occurs"
                 )
-            rows.append(column.to(_narrow(high)).argsort(stable=True).int())
+            rows.append(_sorted(column.to(_narrow(high))).int())
         ends = torch.cat(counts).cumsum(0)
         return cls(
             tuple(len(c) for c in counts), torch.cat((ends.new_zeros(1), ends)), torch.cat(rows)
@@ -132,6 +132,13 @@ class RowIndex:
             return self
         sizes, *tensors = (getattr(self, f.name) for f in fields(self))
         return type(self)(sizes, *(t.to(device) for t in tensors))
+
+
+def _sorted(column: Tensor) -> Tensor:
+    """Rows by value, in their order; on the CPU NumPy sorts short integers twice as fast."""
+    if column.device.type == "cpu":
+        return torch.from_numpy(column.numpy().argsort(kind="stable"))
+    return column.argsort(stable=True)
 
 
 def _narrow(high: int) -> torch.dtype:
