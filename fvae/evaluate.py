@@ -90,8 +90,8 @@ def evaluate(
         seed: of every random number of the metrics.
         device: where to encode.
         on_progress: called with images encoded and their total.
-        bins: of the mutual information gap, where it is not the protocol's; the file is then
-            ``eval-<protocol>-bins<bins>.json``.
+        bins: of the mutual information gap, where it is not the protocol's 20; the protocol is
+            then called "kim2018, 50 bins", and the file ``eval-kim2018-bins50.json``.
 
     Returns:
         the contents of the file: scores, votes, protocol constants, seed, images encoded and the
@@ -123,7 +123,8 @@ def evaluate(
     codes = torch.full((len(store), model.latent_dim), torch.nan)
     codes[needed] = part
 
-    result: dict[str, Any] = {"protocol": protocol, "seed": seed, "images_encoded": len(needed)}
+    called = protocol + "".join(f", {value} {name}" for name, value in options.items())
+    result: dict[str, Any] = {"protocol": called, "seed": seed, "images_encoded": len(needed)}
     result |= options
     if factors.columns:
         kinds = [{"name": c.name, "values": None if c.real else len(c.values)}
@@ -145,7 +146,7 @@ def evaluate(
         result[name] = {"score": None, "note": refused.get(name, note)}
     _need_one(taken, refused)
     votes = result["factor_vae"]
-    votes["factor_names"] = list(factors.names)
+    votes |= {"votes": votes.get("votes", []), "factor_names": list(factors.names)}
     if kl is None and votes.get("protocol", {}).get("prune") == "kl" and not votes["note"]:
         votes["note"] = "the model has no KL: only constant dimensions are dropped"
     name = f"eval-{protocol}" + "".join(f"-{k}{v}" for k, v in options.items())

@@ -74,11 +74,13 @@ def test_a_set_of_classes(source, tmp_path):
     assert status == 0
     more = json.loads((run / "eval-kim2018-bins50.json").read_text())
     assert more["bins"] == more["mig"]["protocol"]["bins"] == 50
+    assert more["protocol"] == "kim2018, 50 bins"
     assert more["mig"]["ceilings"][1] > result["mig"]["ceilings"][1]
     assert result == json.loads((run / "eval-kim2018.json").read_text())
     row = re.search(r"│ mig +│ +(\d\.\d{3}) │ +(\d\.\d{3}) │", out)
     assert row.groups() == (f"{more['mig']['score']:.3f}", f"{more['mig']['ceiling']:.3f}")
-    assert "mig has 50 bins; left out: colour has one value, row has a" in out and "angle" in out
+    assert "protocol kim2018, 50 bins, seed 0" in out and "angle" in out
+    assert "left out: colour has one value, row has a value for each image" in out
     assert "the factors themselves" in out
 
     assert command("report", run)[0] == 0
@@ -102,6 +104,7 @@ def test_a_set_with_a_real_value(source, tmp_path):
     for name in ("factor_vae", "beta_vae"):
         assert result[name]["score"] is None
         assert result[name]["note"].startswith("factors: factor 2 (size) is real-valued")
+    assert result["factor_vae"]["votes"] == []
     assert all(0 <= result[name]["score"] <= 1 for name in ("mig", "sap", "dci"))
     assert result["factors"][2] == {"name": "size", "values": None}
     assert "real-valued" in " ".join(out.split())

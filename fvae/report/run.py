@@ -243,7 +243,7 @@ def write_report(run: Path, store: Store) -> Path:
         sections.append(("Scores", _score_table(scores)))
         for s in scores:
             if s["factor_vae"].get("votes"):
-                title = f"Votes of the FactorVAE metric, {_protocol(s)}"
+                title = f"Votes of the FactorVAE metric, {s['protocol']}"
                 sections.append((title, picture(png_of(_votes_figure(s)))))
     else:
         command = html.escape(f"fvae eval {run}")
@@ -292,16 +292,12 @@ def _score_table(scores: list[dict]) -> str:
         cells = "".join(f"<td>{_score(s, n)}</td>" for n in names)
         notes = {n: s.get(n, {}).get("note") for n in names}
         note = html.escape("; ".join(f"{n}: {text}" for n, text in notes.items() if text))
-        rows += f"<tr><td>{html.escape(_protocol(s))}</td>{cells}<td>{note}</td></tr>"
+        rows += f"<tr><td>{html.escape(s['protocol'])}</td>{cells}<td>{note}</td></tr>"
     caption = (
         "<p>Scores of different protocols are not comparable. After a slash stands the ceiling,"
         " where it is below 1: what a perfect code scores.</p>"
     )
     return f"<table><tr>{head}</tr>{rows}</table>{caption}"
-
-
-def _protocol(scores: dict) -> str:
-    return scores["protocol"] + (f", {scores['bins']} bins" if scores.get("bins") else "")
 
 
 def _score(scores: dict, name: str) -> str:

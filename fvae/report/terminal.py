@@ -23,10 +23,9 @@ def score_table(result: dict) -> Table:
         score, note = result[name]["score"], escape(result[name].get("note") or "")
         table.add_row(name, "-" if score is None else f"{score:.3f}", ceiling(result, name), note)
     left_out = [f"{n} {why}" for n, why in result.get("factors_left_out", {}).items()]
-    said = [f"mig has {result['bins']} bins"] if result.get("bins") else []
-    said += ["left out: " + ", ".join(left_out)] if left_out else []
-    table.caption = escape("; ".join(said)) or None
-    if "votes" not in result["factor_vae"]:
+    if left_out:
+        table.caption = escape("left out: " + ", ".join(left_out))
+    if not result["factor_vae"].get("votes"):
         return table
     votes = Table(title="votes: rows are latents that varied least, columns the fixed factor")
     votes.add_column("")
