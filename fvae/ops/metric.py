@@ -18,8 +18,10 @@ def _check_rows(
 ) -> tuple[list[int], Tensor | None, Tensor | None]:
     """Return sizes, offsets and rows, checked against codes ``[N, d]`` or ``[M, N, d]``."""
     check_float("codes", codes, (2, 3), "[N, d] or [M, N, d]")
-    index = factor_sizes if isinstance(factor_sizes, RowIndex) else None
-    sizes = _whole_numbers(factor_sizes) if index is None else list(index.sizes)
+    if isinstance(factor_sizes, RowIndex):
+        index, sizes = factor_sizes, list(factor_sizes.sizes)
+    else:
+        index, sizes = None, _whole_numbers(factor_sizes)
     if not sizes or min(sizes) < 2:
         raise ValueError(f"factor_sizes: got {sizes}, expected at least one, each at least 2")
     if index is not None:
