@@ -187,7 +187,8 @@ FVAE_HD void draw_pairs(const Source& source, const Draws& draws, int64_t dims, 
   std::vector<uint32_t> choosers(pairs);
   for (int64_t i = 0; i < drawn.count; ++i) {
     const Opening set(draws, draws.stream, source.factors, drawn.sets[i], pairs);
-    const auto factor = source.at(set.k);
+    auto factor = source.at(set.k);
+    factor.narrow();
     int64_t* rows = drawn.rows.data() + i * drawn.stride;
     // Words first where a value is searched: they come some at once, in vectors.
     if constexpr (Source::searched) {
