@@ -6,7 +6,7 @@
 //   factors, groups()   how many there are
 //   at(k)               factor k; chosen(word) of it is the group of the value that a word draws
 //   group(g), start(g)  a group; and how many rows stand before it if all groups stand in a row
-//   searched            whether that takes a search
+//   searched            whether that takes a search, which narrow() of it makes shorter
 //   row(place)          what stands at a place, which a group's drawn(word) gives: the row of the
 //                       group numbered word * count() >> 32
 //   walk(group, r, step)   a walk over its rows from the r-th on; r = count() is no row's
@@ -27,6 +27,7 @@ struct GridFactor {
 
   FVAE_HD uint32_t images() const { return outer * stride; }  // rows that have one value
   FVAE_HD struct GridGroup chosen(uint32_t word) const;
+  FVAE_HD void narrow() {}
 };
 
 // The rows that have a value.

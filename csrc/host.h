@@ -145,13 +145,17 @@ std::vector<int64_t> votes_in_order(const Source& source, const Draws& draws, in
   return votes;
 }
 
-// From places to where their rows begin in a model's codes. One number after another is read from an
-// index: the reads overlap as they are, and a gather of many is slow where it has to be safe
-// (volatile keeps the compiler from one).
+// From places to where their rows begin in a model's codes, in two steps: the numbers of the rows are
+// on their way from an index's memory while more are drawn. Of a grid a place is the number.
+FVAE_HD void fetch(const Grid&, const int64_t*, int64_t) {}
 FVAE_HD void find_rows(const Grid&, int64_t dims, int64_t* places, int64_t count) {
   for (int64_t i = 0; i < count; ++i) places[i] *= dims;
 }
 
+FVAE_HD void fetch(const Index& index, const int64_t* places, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) __builtin_prefetch(index.lists.rows + places[i]);
+}
+// One after another, which `volatile` sees to: a gather of many is slow.
 FVAE_HD void find_rows(const Index& index, int64_t dims, int64_t* places, int64_t count) {
   const volatile int32_t* rows = index.lists.rows;
   for (int64_t i = 0; i < count; ++i) places[i] = rows[places[i]] * dims;
@@ -169,9 +173,10 @@ FVAE_HD void draw_votes(const Source& source, const Draws& draws, int64_t dims, 
       const Words words = philox(draws.stream, set.samples + uint32_t(g));
       for (int u = 0; u < 4; ++u) rows[4 * g + u] = group.drawn(words.w[u]);
     }
-    find_rows(source, dims, rows, drawn.stride);
+    fetch(source, rows, drawn.stride);
     drawn.factors[i] = set.k;
   }
+  find_rows(source, dims, drawn.rows.data(), drawn.count * drawn.stride);
 }
 
 // As above for points, each of whose pairs draws a value of its own. fixed [P].
@@ -182,7 +187,8 @@ FVAE_HD void draw_pairs(const Source& source, const Draws& draws, int64_t dims, 
   std::vector<uint32_t> choosers(pairs);
   for (int64_t i = 0; i < drawn.count; ++i) {
     const Opening set(draws, draws.stream, source.factors, drawn.sets[i], pairs);
-    const auto factor = source.at(set.k);
+    auto factor = source.at(set.k);
+    factor.narrow();
     int64_t* rows = drawn.rows.data() + i * drawn.stride;
     // Words first where a value is searched: they come some at once, in vectors.
     if constexpr (Source::searched) {
@@ -202,9 +208,10 @@ FVAE_HD void draw_pairs(const Source& source, const Draws& draws, int64_t dims, 
         for (int u = 0; u < 2; ++u) rows[2 * g + u] = group.drawn(words.w[1 + u]);
       }
     }
-    find_rows(source, dims, rows, drawn.stride);
+    fetch(source, rows, drawn.stride);
     fixed[drawn.sets[i]] = set.k;
   }
+  find_rows(source, dims, drawn.rows.data(), drawn.count * drawn.stride);
 }
 
 // use(lanes, m, i) for the i-th set that is drawn and each model, one set after another, while the

@@ -52,14 +52,27 @@ struct Lists {
 
 struct IndexFactor {
   Lists lists;
-  int64_t first;  // place of its first list
-  uint32_t rows;  // N
+  int64_t first;        // place of its first list
+  uint32_t rows;        // N
+  int64_t list, count;  // lists to look among, all until `narrow`
+
+  // Look among its own lists, found by two searches more: for who chooses many times.
+  FVAE_HD void narrow() {
+    const int64_t begin = search(first);
+    count = search(first + rows - 1) - begin + 1;
+    list = begin;
+  }
 
   // The group of a drawn row: a value is drawn as often as it occurs.
   FVAE_HD IndexGroup chosen(uint32_t word) const {
-    const int64_t* offsets = lists.offsets;
+    return lists.list(search(first + bounded(word, rows)));
+  }
+
+  // The list that a place is in.
+  FVAE_HD int64_t search(int64_t place) const {
+    const int64_t* offsets = lists.offsets + list;
     const auto offset = [=](int64_t g) FVAE_LAMBDA { return offsets[g]; };
-    return lists.list(last_at_most(lists.count, first + bounded(word, rows), offset));
+    return list + last_at_most(count, place, offset);
   }
 };
 
@@ -72,7 +85,7 @@ struct Index {
   uint32_t rows;  // N
   Lists lists;
 
-  FVAE_HD IndexFactor at(int k) const { return {lists, k * int64_t(rows), rows}; }
+  FVAE_HD IndexFactor at(int k) const { return {lists, k * int64_t(rows), rows, 0, lists.count}; }
   FVAE_HD int64_t groups() const { return lists.count; }
   FVAE_HD int64_t start(int64_t g) const { return lists.offsets[g]; }
   FVAE_HD IndexGroup group(int64_t g) const { return lists.list(g); }

@@ -180,6 +180,7 @@ __global__ void pair_kernel(Codes<T> codes, Source source, Draws draws, Key key,
   Opening set;
   const int64_t point = take_set(lanes, codes.dims, 2, source, draws, key, draws.samples, set);
   if (point < 0) return;
+  lanes.factor.narrow();
   if (blockIdx.y == 0 && lanes.lane == 0) fixed[point] = set.k;
   for (int64_t m = blockIdx.y; m < codes.models; m += gridDim.y) {
     lanes.model = codes.model(m);

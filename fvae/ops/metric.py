@@ -18,8 +18,10 @@ def _check_rows(
 ) -> tuple[list[int], Tensor | None, Tensor | None]:
     """Return sizes, offsets and rows, checked against codes ``[N, d]`` or ``[M, N, d]``."""
     check_float("codes", codes, (2, 3), "[N, d] or [M, N, d]")
-    index = factor_sizes if isinstance(factor_sizes, RowIndex) else None
-    sizes = _whole_numbers(factor_sizes) if index is None else list(index.sizes)
+    if isinstance(factor_sizes, RowIndex):
+        index, sizes = factor_sizes, list(factor_sizes.sizes)
+    else:
+        index, sizes = None, _whole_numbers(factor_sizes)
     if not sizes or min(sizes) < 2:
         raise ValueError(f"factor_sizes: got {sizes}, expected at least one, each at least 2")
     if index is not None:
@@ -45,8 +47,8 @@ def _whole_numbers(factor_sizes: Sequence[int]) -> list[int]:
         return [operator.index(n) for n in factor_sizes]
     except TypeError:
         raise ValueError(
-            "factor_sizes: expected whole numbers, the values of each factor; of labels"
-            " RowIndex.of(classes)"
+            "factor_sizes: expected whole numbers, how many values each factor has; where they are"
+            " labels, pass ops.RowIndex.of(labels)"
         ) from None
 
 
@@ -80,13 +82,17 @@ def metric_votes(
     """votes[j, k] = number of votes with fixed factor k in which dimension j varied least.
 
     Each vote fixes one factor at one value, draws L images that have it, and goes to
-    ``argmin over active j of var_j / scale_j`` (ties to the lowest j). The image with factor
-    classes c is row ``sum of c_k * s_k``, s_k the product of the sizes after k.
+    ``argmin over active j of var_j / scale_j`` (ties to the lowest j). Of a full grid the image
+    with factor classes c is row ``sum of c_k * s_k``, s_k the product of the sizes after k, and
+    values are drawn alike. Of labelled rows a value is drawn as often as it occurs: it is the value
+    of a drawn row.
 
     Args:
         codes: ``[N, d]``, or ``[M, N, d]`` for M models, which all see the same draws; float32,
-            float64, bfloat16 or float16, computed in float32. N is the product of the factor sizes.
-        factor_sizes: K sizes, each at least 2.
+            float64, bfloat16 or float16, computed in float32. N is the product of the factor sizes,
+            or the index's length.
+        factor_sizes: K sizes, each at least 2; or, where the rows are no full grid in order, a
+            :class:`RowIndex` of their labels on the codes' device.
         votes: number of votes, at least 1.
         samples: L, images a vote, at least 2.
         scale: global variance of each dimension, ``[d]`` or ``[M, d]``; where it is 0 the
@@ -103,8 +109,8 @@ def metric_votes(
 
     Raises:
         TypeError: codes are not floating point, or active is not bool.
-        ValueError: N is not the product of the sizes, a size is below 2, votes < 1, samples < 2,
-            or scale, active or rng has another shape or device.
+        ValueError: N is not the product of the sizes or the index's length, a size is below 2,
+            votes < 1, samples < 2, or scale, active, rng or the index has another shape or device.
 
     Source: Kim & Mnih 2018, section 4; constants of the protocols in ``fvae.metrics.protocols``.
     """
@@ -143,13 +149,14 @@ def pair_features(
     """features[p, j] = mean over the L pairs of point p of |z1_j - z2_j|; factors[p], the label.
 
     Each point fixes one factor. Each of its pairs draws a value of that factor, which both images
-    share, and all else of both images at random. A linear classifier from features to factors is
+    share, and both images among those that have it. A linear classifier from features to factors is
     Higgins' metric.
 
     Args:
         codes: ``[N, d]``, or ``[M, N, d]`` for M models, which all see the same draws; float32,
-            float64 or bfloat16. N is the product of the factor sizes, the last varying fastest.
-        factor_sizes: K sizes, each at least 2.
+            float64, bfloat16 or float16. N is the product of the factor sizes, the last varying
+            fastest, or the index's length.
+        factor_sizes: K sizes, each at least 2; or a :class:`RowIndex`, as in :func:`metric_votes`.
         points: P, at least 1.
         pairs: L, pairs a point, at least 1.
         rng: a Philox with one key; None draws a key from PyTorch's global generator.
@@ -163,7 +170,8 @@ def pair_features(
 
     Raises:
         TypeError: codes are not floating point.
-        ValueError: N is not the product of the sizes, a size is below 2, points < 1 or pairs < 1.
+        ValueError: N is not the product of the sizes or the index's length, a size is below 2, the
+            index is on another device, points < 1 or pairs < 1.
 
     Source: Higgins et al. 2017, section 3.
     """
@@ -188,9 +196,9 @@ def grouped_variance(
     then by value. Protocol exhaustive of the FactorVAE metric takes one vote from each.
 
     Args:
-        codes: ``[N, d]``, or ``[M, N, d]`` for M models; float32, float64 or bfloat16. N is the
-            product of the factor sizes, the last varying fastest.
-        factor_sizes: K sizes, each at least 2.
+        codes: ``[N, d]``, or ``[M, N, d]`` for M models; float32, float64, bfloat16 or float16. N
+            is the product of the factor sizes, the last varying fastest, or the index's length.
+        factor_sizes: K sizes, each at least 2; or a :class:`RowIndex`, as in :func:`metric_votes`.
         backend: None picks; otherwise a name in :data:`BACKENDS`.
 
     Returns:
@@ -199,7 +207,8 @@ def grouped_variance(
 
     Raises:
         TypeError: codes are not floating point.
-        ValueError: N is not the product of the sizes, or a size is below 2.
+        ValueError: N is not the product of the sizes or the index's length, a size is below 2, or
+            the index is on another device.
     """
     sizes, offsets, rows = _check_rows(codes, factor_sizes)
     stacked = codes if codes.dim() == 3 else codes[None]
