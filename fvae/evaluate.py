@@ -105,8 +105,8 @@ def evaluate(
         raise UserError(
             f"--protocol: got {protocol!r}, expected one of {', '.join(metrics.PROTOCOLS)}"
         )
-    run_data.check(run, store)
     model = checkpoint.load(run, device)
+    run_data.check(run, store)
     sizes = store.factor_sizes
     needed = metrics.needed(sizes, protocol=protocol, seed=seed)
     part, information = encode(model, store, needed, lambda done: on_progress(done, len(needed)))
