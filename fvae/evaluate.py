@@ -114,10 +114,10 @@ def evaluate(
         )
     taken = {name: metric for name, metric in METRICS.items() if protocol in metric.protocols}
     options = _options(bins, taken.values())
+    model = checkpoint.load(run, device)
     run_data.check(run, store)
     factors, left_out = factors_of(store)
     needed, refused = rows_of(factors, protocol, seed)
-    model = checkpoint.load(run, device)
     part, information = encode(model, store, needed, lambda done: on_progress(done, len(needed)))
     # NaN where nothing was encoded: a metric that read such a row would say so.
     codes = torch.full((len(store), model.latent_dim), torch.nan)

@@ -58,7 +58,7 @@ class Array:
             UserError: it is neither numbers nor text, or too large.
         """
         if not self.is_numbers and self.dtype.kind not in "US":
-            raise UserError(f"{self}: Python objects are never loaded; save numbers or text")
+            raise UserError(f"{self}, expected numbers or text; Python objects are never loaded")
         if self.nbytes > _LARGEST:
             raise UserError(f"{self}: too large to be read whole; expected at most 1 GB")
         return self.read(0, self.shape[0])

@@ -64,6 +64,8 @@ def convert_arrays(
         layout = _layout(array)
         known = _factors(arrays, array, factors, path)
         count, each = len_and_bytes(array)
+        # A few bytes may claim any number of images: before all of them are looked at.
+        partial.check_space(count * prod(array.shape[1:]) // 8)
         scale = _scale(path, array)
         shape, places = layout.image_shape, known.places
         partial.start(shape, scale.binary, count, scattered=places is not None)
@@ -123,8 +125,8 @@ def _images(arrays: dict[str, Array], key: str | None) -> Array:
             f"several arrays may be the images: {_listed(found)}; choose by --images KEY"
         )
     raise UserError(
-        "no array of images, which is [N, H, W], [N, H, W, C] or [N, C, H, W] of numbers; found:"
-        f" {_listed(arrays)}"
+        "no array of images, which is [N, H, W], [N, H, W, C] or [N, C, H, W] of numbers (flattened"
+        f" ones are saved so, too); found: {_listed(arrays)}"
     )
 
 
@@ -191,9 +193,7 @@ def _scale(path: Path, array: Array) -> _Scale:
         warn(f"{path}: {found}; 0 to 1 becomes the bytes 0 to 255")
         return _Scale(False, lambda x: np.rint(x.astype(np.float32) * 255).astype(np.uint8))
     if low < 0 or high > 65535:
-        raise UserError(
-            f"{found}, expected 0 to 255, or 16 bits; scale them, or save bytes (uint8)"
-        )
+        raise UserError(f"{found}, expected 0 to 255 or 0 to 65,535; scale them, or save uint8")
     if high <= 255:
         return _Scale(False, lambda x: x.astype(np.uint8))
     top = (1 << int(high).bit_length()) - 1

@@ -82,10 +82,18 @@ class Partial:
                 self.skipped = progress["skipped"]
         except (ValueError, KeyError, TypeError):
             pass  # a new file, or not one of ours
-        needed, disk = (total - self.rows) * self._width, os.fstatvfs(self._file.fileno())
-        if needed > disk.f_bavail * disk.f_frsize:
-            raise OSError(errno.ENOSPC, f"they need {needed / 1e9:.1f} GB, more than is free")
+        self.check_space((total - self.rows) * self._width)
         self._file.truncate(_HEADER + (total if scattered else self.rows) * self._width)
+
+    def check_space(self, size: int) -> None:
+        """Check that the disk has room for so many bytes.
+
+        Raises:
+            OSError: it has not.
+        """
+        disk = os.fstatvfs(self._file.fileno())
+        if size > disk.f_bavail * disk.f_frsize:
+            raise OSError(errno.ENOSPC, f"they need {size / 1e9:.1f} GB, more than is free")
 
     def append(self, rows: Iterable[np.ndarray], done: int) -> None:
         """Keep rows.

@@ -1,5 +1,6 @@
 """Reading files that somebody else wrote: checks, and errors that say what to do."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
@@ -22,7 +23,7 @@ def reading(path: Path, expected: str) -> Iterator[None]:
         expected: what the file should have been, for the message.
 
     Raises:
-        UserError: the block raised an error of any kind.
+        UserError: the block raised an error of any kind but a full disk.
     """
     try:
         yield
@@ -31,6 +32,8 @@ def reading(path: Path, expected: str) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the path of {expected}") from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # what is read goes somewhere, and there is no room
         # Damaged bytes make zipfile, zlib, numpy and h5py raise nearly anything: BadZipFile,
         # zlib.error, EOFError, OSError, KeyError, RuntimeError, TypeError, tokenize.TokenError.
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -89,8 +89,8 @@ def write_traversals(run: Path, store: Store, out: Path | None = None) -> tuple[
         UserError: the run cannot be read, or is of other data.
         OSError: the folder cannot be written.
     """
-    run_data.check(run, store)
     model = checkpoint.load(run)
+    run_data.check(run, store)
     seed = TrainConfig.from_file(run / "config.json").seed
     out = run if out is None else out
     out.mkdir(parents=True, exist_ok=True)
@@ -233,8 +233,8 @@ def write_report(run: Path, store: Store) -> Path:
     """
     config = TrainConfig.from_file(run / "config.json")
     log, scores = read_log(run), read_scores(run)
-    run_data.check(run, store)
     model = checkpoint.load(run)
+    run_data.check(run, store)
     code, kl = _start_code(model, store, config.seed)
     sections = []
     if log:
