@@ -21,7 +21,7 @@ from bench.setup import Setup
 from fvae import Philox, ops
 from fvae.training.trainer import Trainer
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _SAME_STEPS = 40
 _SHOWN = 20  # of the mismatches
 
@@ -39,19 +39,27 @@ def metric_checks(setup: Setup) -> dict:
     if refused:
         return {"refused": refused}
     grids = [(3, 4, 5), (2, 3), (7,)] + ([] if setup.tiny else [(3, 6, 10, 8)])
+    sources: dict[str, tuple[int, ...] | ops.RowIndex]
+    sources = {f"sizes {sizes}": sizes for sizes in grids}
+    for rows in (61,) if setup.tiny else (61, 9001):
+        labels = torch.stack([torch.arange(rows) % n for n in (2, 7, 30)], dim=1)
+        sources[f"labels of {rows} rows"] = ops.RowIndex.of(labels).to(setup.device)
     widths = (1, 10) if setup.tiny else (1, 2, 4, 10, 33, 36, 40)
     samples = (2, 7) if setup.tiny else (2, 7, 100, 301)
     generator = torch.Generator().manual_seed(0)
     checks, wrong = 0, []
-    for sizes, models, width, dtype in itertools.product(grids, (1, 3), widths, _DTYPES):
-        codes = torch.randn(models, prod(sizes), width, generator=generator) + 3
+    for (source, sizes), models, width, dtype in itertools.product(
+        sources.items(), (1, 3), widths, _DTYPES
+    ):
+        rows = len(sizes) if isinstance(sizes, ops.RowIndex) else prod(sizes)
+        codes = torch.randn(models, rows, width, generator=generator) + 3
         active = (torch.rand(models, width, generator=generator) < 0.8).to(setup.device)
         codes = codes.to(setup.device, dtype)
         for name, run in _metric_calls(codes, sizes, active, samples).items():
             checks += 1
             found = op_times.mismatch(name.split()[0], run(None), run("reference"), dtype)
             if found:
-                shape = f"sizes {sizes}, {models} models, width {width}, {dtype}"
+                shape = f"{source}, {models} models, width {width}, {dtype}"
                 wrong.append(f"{name}, {shape}: {found}")
     if wrong:
         raise ValueError(f"{len(wrong)} of {checks} checks failed: {'; '.join(wrong[:_SHOWN])}")
@@ -59,7 +67,7 @@ def metric_checks(setup: Setup) -> dict:
 
 
 def _metric_calls(
-    codes: Tensor, sizes: tuple[int, ...], active: Tensor, samples: tuple[int, ...]
+    codes: Tensor, sizes: tuple[int, ...] | ops.RowIndex, active: Tensor, samples: tuple[int, ...]
 ) -> dict:
     """Return calls of the metric ops by a name that begins with the op's."""
     device = codes.device

@@ -21,7 +21,7 @@ EXACT = ("permute_dims", "gather_batch")
 
 # Share of the votes that may fall otherwise: two variances a rounding apart change places.
 _VOTES_MOVED = 5e-3
-_VOTES_MOVED_BF16 = 2e-2  # the codes are coarse, so that ties are many
+_VOTES_MOVED_16_BITS = 2e-2  # the codes are coarse, so that ties are many
 
 
 def mismatch(
@@ -32,7 +32,7 @@ def mismatch(
     Integers, and what is only moved, are compared exactly, rounded numbers by their dtype's
     tolerance, votes by how many fell otherwise; ``dtype`` is that of the codes that voted.
     """
-    share = _VOTES_MOVED_BF16 if dtype == torch.bfloat16 else _VOTES_MOVED
+    share = _VOTES_MOVED_16_BITS if dtype and dtype.itemsize == 2 else _VOTES_MOVED
     pairs = list(zip(_tensors(got), _tensors(expected), strict=True))
     for i, (a, b) in enumerate(pairs):
         if a.shape != b.shape or a.dtype != b.dtype:

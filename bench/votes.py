@@ -2,13 +2,16 @@
 
 ``python -m bench.votes`` prints one JSON line; a ratio is the other's time over the op's, medians
 of interleaved rounds. 15,000 votes of 64 samples (both halves of protocol locatello2019) on codes
-of the dSprites grid that are in memory, d = 10.
+of the dSprites grid that are in memory, d = 10. ``ratio_labels`` is the op's own time on the grid
+over its time where the same grid comes as labels, in order and with the rows shuffled
+(``ratio_labels_shuffled``).
 """
 
 import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -57,6 +60,16 @@ def _codes(models: int) -> Tensor:
     return codes
 
 
+def _labelled(codes: Tensor) -> dict[str, tuple[Tensor, ops.RowIndex]]:
+    """The grid's codes and their labels: in the grid's order, and shuffled."""
+    classes = torch.stack(torch.unravel_index(torch.arange(prod(SIZES)), SIZES), dim=1)
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
+    return {
+        "labels": (codes, ops.RowIndex.of(classes)),
+        "labels_shuffled": (codes[order], ops.RowIndex.of(classes[order])),
+    }
+
+
 def _accuracy(votes: np.ndarray) -> float:
     return float(votes.max(1).sum() / votes.sum())
 
@@ -71,9 +84,15 @@ def main() -> None:
     rng, generator = Philox(0), torch.Generator().manual_seed(0)
     numpy_rng, array = np.random.default_rng(0), codes.numpy()
 
-    def op(codes: Tensor, scale: Tensor, active: Tensor, name: str | None = None) -> Tensor:
+    def op(
+        codes: Tensor,
+        scale: Tensor,
+        active: Tensor,
+        name: str | None = None,
+        sizes: Sequence[int] | ops.RowIndex = SIZES,
+    ) -> Tensor:
         return ops.metric_votes(
-            codes, SIZES, votes=VOTES, samples=SAMPLES, scale=scale, active=active, rng=rng,
+            codes, sizes, votes=VOTES, samples=SAMPLES, scale=scale, active=active, rng=rng,
             backend=name,
         )  # fmt: skip
 
@@ -91,6 +110,13 @@ def main() -> None:
             raise SystemExit(f"bench.votes: {name} does not compute the same metric; not timed")
 
     times = _interleaved(sides)
+    labelled = {
+        name: lambda c=c, index=index: op(c, scale, active, sizes=index)
+        for name, (c, index) in _labelled(codes).items()
+    }
+    if not torch.equal(labelled["labels"](), ours):
+        raise SystemExit("bench.votes: the grid as labels has other votes; not timed")
+    of_labels = _interleaved({"grid": sides["ours"], **labelled}, 5 * ROUNDS)
     many = _codes(MODELS)
     scales = many.var(1)
     actives = active.repeat(MODELS, 1)
@@ -109,7 +135,9 @@ def main() -> None:
             {
                 "ratio_numpy": round(times["numpy"] / times["ours"], 1),
                 "ratio_torch": round(times["torch"] / times["ours"], 1),
-                "ms": {name: round(1e3 * t, 2) for name, t in times.items()},
+                "ratio_labels": round(of_labels["grid"] / of_labels["labels"], 2),
+                "ratio_labels_shuffled": round(of_labels["grid"] / of_labels["labels_shuffled"], 2),
+                "ms": {name: round(1e3 * t, 2) for name, t in (times | of_labels).items()},
                 "models": MODELS,
                 "ratio_models_one_by_one": round(of_many["one_by_one"] / of_many["together"], 2),
                 "ms_a_model": {n: round(1e3 * t / MODELS, 2) for n, t in of_many.items()},
@@ -121,10 +149,10 @@ def main() -> None:
     )
 
 
-def _interleaved(sides: dict) -> dict[str, float]:
+def _interleaved(sides: dict, rounds: int = ROUNDS) -> dict[str, float]:
     """Median seconds of each side."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, run in sides.items():
             started = time.perf_counter()
             run()

@@ -24,7 +24,9 @@
 #include <cfloat>
 #include <cmath>
 
+#include "draws.h"
 #include "grid.h"
+#include "index.h"
 
 namespace fvae {
 
@@ -135,19 +137,19 @@ struct Moments {
 // Not max(0, v), which would hide a NaN.
 FVAE_HD float not_negative(double v) { return v < 0 ? 0 : v; }
 
-// This lane's moments over rows [begin, end) of those that have the value, added one by one.
-template <class Lanes>
-FVAE_HD auto group_moments(const Lanes& lanes, const Factor& factor, uint32_t value,
+// This lane's moments over rows [begin, end) of a group, added one by one.
+template <class Lanes, class Source, class Group>
+FVAE_HD auto group_moments(const Lanes& lanes, const Source& source, const Group& group,
                            uint32_t begin, uint32_t end) {
   using Value = typename Lanes::Value;
   constexpr uint32_t some = Lanes::at_once;
-  const Value first = lanes.load(factor.row(0, value));
+  const Value first = lanes.load(source.walk(group, 0, 1).row());
   Moments<Value> moments{};
   const uint32_t count = end - begin, step = lanes.rows();
   uint32_t left = lanes.row() < count ? (count - lanes.row() - 1) / step + 1 : 0;
-  Walk walk(factor, value, begin + lanes.row(), step);
+  auto walk = source.walk(group, begin + lanes.row(), step);
   const auto next = [&]() FVAE_LAMBDA {
-    const Value x = lanes.load(walk.row);
+    const Value x = lanes.load(walk.row());
     walk.next();
     return x;
   };

@@ -1,4 +1,4 @@
-// Codes of M models and their three types, on the host and on the device.
+// Codes of M models and their four types, on the host and on the device.
 #pragma once
 
 #include "grid.h"
@@ -9,16 +9,41 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+struct Half {
+  uint16_t bits;
+};
+
+union Bits {
+  uint32_t bits;
+  float value;
+};
+
+FVAE_HD float float_of(uint32_t bits) {
+  Bits both;
+  both.bits = bits;
+  return both.value;
+}
+
+FVAE_HD uint32_t bits_of(float value) {
+  Bits both;
+  both.value = value;
+  return both.bits;
+}
+
 // The arithmetic of a code: float32, or float64 where it came as that.
 FVAE_HD float wide(float x) { return x; }
 FVAE_HD double wide(double x) { return x; }
-FVAE_HD float wide(BFloat16 x) {
-  union {
-    uint32_t bits;
-    float value;
-  } both;
-  both.bits = uint32_t(x.bits) << 16;
-  return both.value;
+FVAE_HD float wide(BFloat16 x) { return float_of(uint32_t(x.bits) << 16); }
+// By masks alone, which become vectors. Where the exponent is 0 there is no leading one: it is put
+// there and taken away, by way of no subnormal float, which a processor may flush.
+FVAE_HD float wide(Half x) {
+  const uint32_t half = x.bits;
+  const uint32_t exponent = half & 0x7c00;
+  const uint32_t subnormal = 0u - uint32_t(exponent == 0), special = 0u - uint32_t(exponent == 0x7c00);
+  const uint32_t bits = ((half & 0x7fff) << 13) + (112u << 23) + (special & (112u << 23)) +
+                        (subnormal & (1u << 23));
+  const float size = float_of(bits) - float_of(subnormal & (113u << 23));
+  return float_of(bits_of(size) | (half & 0x8000) << 16);
 }
 
 // [M, N, d], row-major.

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <type_traits>
+#include <vector>
 
 #include "arguments.h"
 #include "kernels.cuh"
@@ -29,9 +30,12 @@ void check_launch() {
 // on a GPU, and a pointer of the host or of another GPU would end the process's use of this one.
 void check_on_device(const Input& in, std::initializer_list<const Tensor*> others) {
   STD_TORCH_CHECK(in.codes.is_cuda(), "codes: expected a CUDA tensor, as another argument is");
-  for (const Tensor* t : others)
+  std::vector<const Tensor*> all(others);
+  if (in.offsets) all.insert(all.end(), {&*in.offsets, &*in.lists});
+  for (const Tensor* t : all)
     STD_TORCH_CHECK(t->is_cuda() && t->get_device_index() == in.codes.get_device_index(),
-                    "seed, step, scale and active: expected on the device of the codes");
+                    "seed, step, scale, active, offsets and rows: expected on the device of the"
+                    " codes");
 }
 
 // Blocks along y, at most as many as CUDA allows: the kernels step through the models with them.
@@ -74,10 +78,12 @@ void with_type(const Input& in, Call call) {
       return with_width<float>(in, call);
     case ScalarType::BFloat16:
       return with_width<BFloat16>(in, call);
+    case ScalarType::Half:
+      return with_width<Half>(in, call);
     case ScalarType::Double:
       return with_width<double>(in, call);
     default:
-      STD_TORCH_CHECK(false, "codes: expected float32, bfloat16 or float64");
+      STD_TORCH_CHECK(false, "codes: expected float32, bfloat16, float16 or float64");
   }
 }
 
@@ -88,8 +94,9 @@ Key key_of(const Tensor& seed, const Tensor& step, uint32_t use, int64_t lane) {
 
 Tensor metric_votes(Tensor codes, std::vector<int64_t> factor_sizes, int64_t votes,
                     int64_t samples, bool balanced, Tensor scale, Tensor active, Tensor seed,
-                    Tensor step, int64_t lane) {
-  const Input in(codes, factor_sizes);
+                    Tensor step, int64_t lane, std::optional<Tensor> offsets,
+                    std::optional<Tensor> rows) {
+  const Input in(codes, factor_sizes, offsets, rows);
   check_draws(votes, 1 + (samples + 3) / 4, samples, 2);
   check_each(in, scale, active);
   check_on_device(in, {&seed, &step, &scale, &active});
@@ -98,14 +105,16 @@ Tensor metric_votes(Tensor codes, std::vector<int64_t> factor_sizes, int64_t vot
   const Tensor scales = torch::stable::contiguous(scale);
   const Tensor actives = torch::stable::contiguous(active);
   const torch::stable::accelerator::DeviceGuard guard(in.codes.get_device_index());
-  Tensor counts = torch::stable::new_zeros(in.codes, {in.models, in.dims, in.grid.factors},
+  Tensor counts = torch::stable::new_zeros(in.codes, {in.models, in.dims, in.factors},
                                            ScalarType::Long);
+  const Shape shape(votes, in.models, in.dims, 1);
   with_type(in, [&](auto type, auto bytes) {
     using T = decltype(type);
-    const Shape shape(votes, in.models, in.dims, 1);
-    vote_kernel<T, bytes()><<<shape.blocks, shape.threads, shape.bytes, current_stream(in)>>>(
-        codes_of<T>(in), in.grid, draws, key, scales.const_data_ptr<float>(),
-        actives.const_data_ptr<bool>(), counts.mutable_data_ptr<int64_t>());
+    in.with_source([&](auto source) {
+      vote_kernel<T, bytes()><<<shape.blocks, shape.threads, shape.bytes, current_stream(in)>>>(
+          codes_of<T>(in), source, draws, key, scales.const_data_ptr<float>(),
+          actives.const_data_ptr<bool>(), counts.mutable_data_ptr<int64_t>());
+    });
   });
   check_launch();
   return counts;
@@ -113,8 +122,10 @@ Tensor metric_votes(Tensor codes, std::vector<int64_t> factor_sizes, int64_t vot
 
 std::tuple<Tensor, Tensor> pair_features(Tensor codes, std::vector<int64_t> factor_sizes,
                                          int64_t points, int64_t pairs, bool balanced,
-                                         Tensor seed, Tensor step, int64_t lane) {
-  const Input in(codes, factor_sizes);
+                                         Tensor seed, Tensor step, int64_t lane,
+                                         std::optional<Tensor> offsets,
+                                         std::optional<Tensor> rows) {
+  const Input in(codes, factor_sizes, offsets, rows);
   check_draws(points, 1 + pairs, pairs, 1);
   check_on_device(in, {&seed, &step});
   const Draws draws{{}, points, pairs, balanced};
@@ -123,27 +134,29 @@ std::tuple<Tensor, Tensor> pair_features(Tensor codes, std::vector<int64_t> fact
   Tensor features =
       torch::stable::new_empty(in.codes, {in.models, points, in.dims}, ScalarType::Float);
   Tensor fixed = torch::stable::new_empty(in.codes, {points}, ScalarType::Long);
+  const Shape shape(points, in.models, in.dims, 2);
   with_type(in, [&](auto type, auto bytes) {
     using T = decltype(type);
-    const Shape shape(points, in.models, in.dims, 2);
-    pair_kernel<T, bytes()><<<shape.blocks, shape.threads, shape.bytes, current_stream(in)>>>(
-        codes_of<T>(in), in.grid, draws, key, features.mutable_data_ptr<float>(),
-        fixed.mutable_data_ptr<int64_t>());
+    in.with_source([&](auto source) {
+      pair_kernel<T, bytes()><<<shape.blocks, shape.threads, shape.bytes, current_stream(in)>>>(
+          codes_of<T>(in), source, draws, key, features.mutable_data_ptr<float>(),
+          fixed.mutable_data_ptr<int64_t>());
+    });
   });
   check_launch();
   return {features, fixed};
 }
 
-Tensor grouped_variance(Tensor codes, std::vector<int64_t> factor_sizes) {
-  const Input in(codes, factor_sizes);
+Tensor grouped_variance(Tensor codes, std::vector<int64_t> factor_sizes,
+                        std::optional<Tensor> offsets, std::optional<Tensor> rows) {
+  const Input in(codes, factor_sizes, offsets, rows);
   check_on_device(in, {});
-  const int64_t groups = in.cells();
-  const int64_t pieces = pieces_before(in.grid, in.grid.factors);
-  STD_TORCH_CHECK(pieces <= INT32_MAX, "factor_sizes: got ", groups,
+  const int64_t pieces = in.groups + in.factors * in.rows / kPieceRows;  // pieces_before, of all
+  STD_TORCH_CHECK(pieces <= INT32_MAX, "factor_sizes: got ", in.groups,
                   " groups, more than a launch has blocks");
   const torch::stable::accelerator::DeviceGuard guard(in.codes.get_device_index());
   Tensor variance =
-      torch::stable::new_empty(in.codes, {in.models, groups, in.dims}, ScalarType::Float);
+      torch::stable::new_empty(in.codes, {in.models, in.groups, in.dims}, ScalarType::Float);
   Tensor buffer =
       torch::stable::new_empty(in.codes, {in.models, pieces, in.dims, 2}, ScalarType::Double);
   const auto moments = reinterpret_cast<Moments<double>*>(buffer.mutable_data_ptr<double>());
@@ -151,12 +164,16 @@ Tensor grouped_variance(Tensor codes, std::vector<int64_t> factor_sizes) {
   const unsigned models = rows_of_blocks(in.models);
   with_type(in, [&](auto type, auto) {
     using T = decltype(type);
-    group_kernel<T><<<dim3(unsigned(pieces), models), kGroupThreads, kGroupBytes, stream>>>(
-        codes_of<T>(in), in.grid, moments);
+    in.with_source([&](auto source) {
+      group_kernel<T><<<dim3(unsigned(pieces), models), kGroupThreads, kGroupBytes, stream>>>(
+          codes_of<T>(in), source, moments);
+    });
   });
   check_launch();
-  variance_kernel<<<dim3(unsigned(groups), models), kGroupThreads, kGroupBytes, stream>>>(
-      moments, in.grid, in.models, in.dims, variance.mutable_data_ptr<float>());
+  in.with_source([&](auto source) {
+    variance_kernel<<<dim3(unsigned(in.groups), models), kGroupThreads, kGroupBytes, stream>>>(
+        moments, source, in.models, in.dims, variance.mutable_data_ptr<float>());
+  });
   check_launch();
   return variance;
 }

@@ -1,4 +1,15 @@
-// A full grid of factor classes: which rows of the codes have a value of a factor.
+// A full grid of factor classes: which rows of the codes have a value of a factor, by a formula.
+//
+// A source of rows is a Grid or, of anybody's labels, an Index. Its rows stand in groups, those of one
+// value of one factor, numbered by factor and then by value. What the ops ask of it:
+//
+//   factors, groups()   how many there are
+//   at(k)               factor k; chosen(word) of it is the group of the value that a word draws
+//   group(g), start(g)  a group; and how many rows stand before it if all groups stand in a row
+//   searched            whether that takes a search, which narrow() of it makes shorter
+//   row(place)          what stands at a place, which a group's drawn(word) gives: the row of the
+//                       group numbered word * count() >> 32
+//   walk(group, r, step)   a walk over its rows from the r-th on; r = count() is no row's
 #pragma once
 
 #include "philox.h"
@@ -9,92 +20,105 @@ namespace fvae {
 constexpr int kMaxFactors = 31;
 
 // Numbers of one factor: the grid's rows are outer x size x stride, the last varying fastest.
-struct Factor {
+struct GridFactor {
   uint32_t size;
   uint32_t stride;  // rows between neighbouring values
   uint32_t outer;
 
   FVAE_HD uint32_t images() const { return outer * stride; }  // rows that have one value
-
-  // The r-th row that has the value, r = word * images >> 32. Its r / stride needs no division: it
-  // is the floor of a floor, word * outer >> 32.
-  FVAE_HD uint32_t drawn(uint32_t word, uint32_t value) const {
-    const uint32_t quotient = bounded(word, outer);
-    return bounded(word, images()) + quotient * (stride * (size - 1)) + value * stride;
-  }
-
-  // The r-th row that has the value.
-  FVAE_HD uint32_t row(uint32_t r, uint32_t value) const {
-    return r + r / stride * (stride * (size - 1)) + value * stride;
-  }
+  FVAE_HD struct GridGroup chosen(uint32_t word) const;
+  FVAE_HD void narrow() {}
 };
 
-// A walk over the rows that have a value, from the r-th on and `step` at a time: where it is in the
-// codes, with no division on the way.
-struct Walk {
-  uint32_t row;
-  uint32_t place, stride;  // in a run of `stride` neighbouring rows
-  uint32_t gap;            // rows from a run's end to the next run
-  uint32_t ahead, shift;   // of the row and of the place, by one step
+// The rows that have a value.
+struct GridGroup {
+  GridFactor factor;
+  uint32_t value;
 
-  FVAE_HD Walk(const Factor& factor, uint32_t value, uint32_t r, uint32_t step)
-      : row(factor.row(r, value)),
-        place(r % factor.stride),
-        stride(factor.stride),
-        gap(factor.stride * (factor.size - 1)),
-        ahead(step + step / factor.stride * gap),
-        shift(step % factor.stride) {}
+  FVAE_HD uint32_t count() const { return factor.images(); }
 
-  FVAE_HD void next() {
-    row += ahead;
-    place += shift;
-    if (place < stride) return;
-    place -= stride;
-    row += gap;
+  // The r-th row, r = word * count >> 32. Its r / stride needs no division: it is the floor of a
+  // floor, word * outer >> 32.
+  FVAE_HD uint32_t drawn(uint32_t word) const {
+    const uint32_t quotient = bounded(word, factor.outer);
+    return bounded(word, count()) + quotient * gap() + value * factor.stride;
   }
+
+  // The r-th row.
+  FVAE_HD uint32_t row(uint32_t r) const {
+    return r + r / factor.stride * gap() + value * factor.stride;
+  }
+
+  // Rows from the end of a run of neighbours to the next run.
+  FVAE_HD uint32_t gap() const { return factor.stride * (factor.size - 1); }
+};
+
+FVAE_HD GridGroup GridFactor::chosen(uint32_t word) const { return {*this, bounded(word, size)}; }
+
+// `step` rows at a time: where it is in the codes, with no division on the way.
+class GridWalk {
+ public:
+  FVAE_HD GridWalk(const GridGroup& group, uint32_t r, uint32_t step)
+      : at_(group.row(r)),
+        place_(r % group.factor.stride),
+        stride_(group.factor.stride),
+        gap_(group.gap()),
+        ahead_(step + step / stride_ * gap_),
+        shift_(step % stride_) {}
+
+  FVAE_HD uint32_t row() const { return at_; }
+  FVAE_HD void next() {
+    at_ += ahead_;
+    place_ += shift_;
+    if (place_ < stride_) return;
+    place_ -= stride_;
+    at_ += gap_;
+  }
+
+ private:
+  uint32_t at_;
+  uint32_t place_, stride_;  // in a run of `stride` neighbouring rows
+  uint32_t gap_;             // rows from a run's end to the next run
+  uint32_t ahead_, shift_;   // of the row and of the place, by one step
 };
 
 struct Grid {
+  using Factor = GridFactor;
+  using Group = GridGroup;
+  static constexpr bool searched = false;
   int factors;
-  Factor factor[kMaxFactors];
+  GridFactor factor[kMaxFactors];
 
-  // The factor of a group, numbered by factor and then by value; leaves the value in `group`.
+  FVAE_HD const GridFactor& at(int k) const { return factor[k]; }
+
+  FVAE_HD int64_t groups() const {
+    int64_t sum = 0;
+    for (int k = 0; k < factors; ++k) sum += factor[k].size;
+    return sum;
+  }
+
+  FVAE_HD GridGroup group(int64_t g) const {
+    const int k = factor_of(g);
+    return {factor[k], uint32_t(g)};
+  }
+
+  FVAE_HD int64_t start(int64_t g) const {
+    const int k = factor_of(g);
+    const int64_t rows = int64_t(factor[0].size) * factor[0].images();
+    return k * rows + (k < factors ? g * factor[k].images() : 0);
+  }
+
+  FVAE_HD uint32_t row(uint32_t place) const { return place; }
+  FVAE_HD static GridWalk walk(const GridGroup& group, uint32_t r, uint32_t step) {
+    return {group, r, step};
+  }
+
+ private:
+  // The factor of a group; leaves the value in `group`. Of the number after the last, `factors`.
   FVAE_HD int factor_of(int64_t& group) const {
     int k = 0;
-    while (group >= factor[k].size) group -= factor[k++].size;
+    while (k < factors && group >= factor[k].size) group -= factor[k++].size;
     return k;
-  }
-};
-
-// A kind of draw: `count` sets of L, whose fixed factor takes turns or is random.
-struct Draws {
-  Stream stream;
-  int64_t count;
-  int64_t samples;  // L
-  bool balanced;
-
-  // The fixed factor of a set, from word 0 of its first counter index.
-  FVAE_HD int factor(int64_t set, uint32_t word, int factors) const {
-    return balanced ? int(set % factors) : int(bounded(word, uint32_t(factors)));
-  }
-};
-
-// How a set of draws opens. It owns one counter index and `groups` more: words 0 and 1 of the first
-// choose the fixed factor and its value, the others choose the samples.
-struct Opening {
-  int k;
-  Factor factor;
-  uint32_t value;
-  uint32_t samples;  // counter index of the first sample
-
-  FVAE_HD Opening(const Draws& draws, const Stream& stream, const Grid& grid, int64_t set,
-                  int64_t groups) {
-    const uint32_t index = uint32_t(set * (1 + groups));
-    const Words head = philox(stream, index);
-    k = draws.factor(set, head.w[0], grid.factors);
-    factor = grid.factor[k];
-    value = bounded(head.w[1], factor.size);
-    samples = index + 1;
   }
 };
 

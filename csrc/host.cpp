@@ -1,4 +1,5 @@
 // The metrics' CPU ops.
+#include <algorithm>
 #include <atomic>
 
 #include "arguments.h"
@@ -7,7 +8,7 @@
 namespace fvae::host {
 namespace {
 
-// The dtype is a switch inside each clone, so that each clone holds all three bodies.
+// The dtype is a switch inside each clone, so that each clone holds all four bodies.
 struct Data {
   const void* pointer;
   ScalarType dtype;
@@ -20,8 +21,8 @@ struct Data {
         rows(in.rows),
         dims(in.dims) {
     STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double ||
-                        dtype == ScalarType::BFloat16,
-                    "codes: expected float32, bfloat16 or float64");
+                        dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
+                    "codes: expected float32, bfloat16, float16 or float64");
   }
 
   template <class Call>
@@ -30,9 +31,17 @@ struct Data {
       call(as<float>());
     } else if (dtype == ScalarType::Double) {
       call(as<double>());
+    } else if (dtype == ScalarType::Half) {
+      call(as<Half>());
     } else {
       call(as<BFloat16>());
     }
+  }
+
+  // Whether a model's codes are more than a core's cache.
+  bool many() const {
+    const int64_t element = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+    return rows * dims * element >= kManyBytes;
   }
 
   template <class T>
@@ -41,26 +50,46 @@ struct Data {
   }
 };
 
-FVAE_CLONES void vote_range(const Data& data, const Grid& grid, const Draws& draws,
-                            const float* scale, const bool* active, int64_t begin, int64_t end,
-                            int64_t* counts) {
+// Who draws knows the source, who reads the codes their type: so that neither is there for each of
+// the other's.
+FVAE_CLONES void draw(const Grid& grid, const Draws& draws, int64_t dims, Drawn& drawn) {
+  draw_votes(grid, draws, dims, drawn);
+}
+
+FVAE_CLONES void draw(const Index& index, const Draws& draws, int64_t dims, Drawn& drawn) {
+  draw_votes(index, draws, dims, drawn);
+}
+
+FVAE_CLONES void draw(const Grid& grid, const Draws& draws, int64_t dims, int64_t* fixed,
+                      Drawn& drawn) {
+  draw_pairs(grid, draws, dims, fixed, drawn);
+}
+
+FVAE_CLONES void draw(const Index& index, const Draws& draws, int64_t dims, int64_t* fixed,
+                      Drawn& drawn) {
+  draw_pairs(index, draws, dims, fixed, drawn);
+}
+
+FVAE_CLONES void count_votes(const Data& data, const Drawn& drawn, int factors, const float* scale,
+                             const bool* active, int64_t* counts) {
   data.with_type([&](const auto& codes) FVAE_LAMBDA {
-    votes(codes, grid, draws, scale, active, begin, end, counts);
+    votes(codes, drawn, factors, scale, active, counts);
   });
 }
 
-FVAE_CLONES void pair_range(const Data& data, const Grid& grid, const Draws& draws, int64_t begin,
-                            int64_t end, float* features, int64_t* fixed) {
-  data.with_type([&](const auto& codes) FVAE_LAMBDA {
-    pairs(codes, grid, draws, begin, end, features, fixed);
-  });
+FVAE_CLONES void make_features(const Data& data, const Drawn& drawn, int64_t points,
+                               float* features) {
+  data.with_type([&](const auto& codes) FVAE_LAMBDA { pairs(codes, drawn, points, features); });
 }
 
-FVAE_CLONES void one_group(const Data& data, int64_t m, const Factor& factor, uint32_t value,
+FVAE_CLONES void one_group(const Data& data, int64_t m, const Grid& grid, int64_t number,
                            float* out) {
-  data.with_type([&](const auto& codes) FVAE_LAMBDA {
-    group(codes, m, factor, value, out);
-  });
+  data.with_type([&](const auto& codes) FVAE_LAMBDA { group(codes, m, grid, number, out); });
+}
+
+FVAE_CLONES void one_group(const Data& data, int64_t m, const Index& index, int64_t number,
+                           float* out) {
+  data.with_type([&](const auto& codes) FVAE_LAMBDA { group(codes, m, index, number, out); });
 }
 
 Stream stream_of(const Tensor& seed, const Tensor& step, uint32_t use, int64_t lane) {
@@ -69,38 +98,63 @@ Stream stream_of(const Tensor& seed, const Tensor& step, uint32_t use, int64_t l
                     stream_at(use, lane));
 }
 
+// What is cheap to see of an index, an offset for each value. Its rows are more than what is drawn.
+void check_offsets(const Input& in) {
+  if (!in.offsets) return;
+  const int64_t* offsets = in.offsets->const_data_ptr<int64_t>();
+  bool rising = offsets[0] == 0 && offsets[in.groups] == in.factors * in.rows;
+  for (int64_t g = 0; g < in.groups; ++g) rising &= offsets[g] < offsets[g + 1];
+  STD_TORCH_CHECK(rising, "offsets: expected to rise from 0 to the number of rows of all factors");
+}
+
 // Sets of draws a thread takes at least.
 constexpr int64_t kGrain = 64;
 
 Tensor metric_votes(Tensor codes, std::vector<int64_t> factor_sizes, int64_t votes,
                     int64_t samples, bool balanced, Tensor scale, Tensor active, Tensor seed,
-                    Tensor step, int64_t lane) {
-  const Input in(codes, factor_sizes);
+                    Tensor step, int64_t lane, std::optional<Tensor> offsets,
+                    std::optional<Tensor> rows) {
+  const Input in(codes, factor_sizes, offsets, rows);
   const Data data(in);
+  check_offsets(in);
   check_draws(votes, 1 + (samples + 3) / 4, samples, 2);
   check_each(in, scale, active);
   const Draws draws{stream_of(seed, step, kVotes, lane), votes, samples, balanced};
   const Tensor scales = torch::stable::contiguous(scale);
   const Tensor actives = torch::stable::contiguous(active);
-  const int64_t cells = in.models * in.dims * in.grid.factors;
-  Tensor result = torch::stable::new_zeros(in.codes, {in.models, in.dims, in.grid.factors},
-                                           ScalarType::Long);
+  const int64_t cells = in.models * in.dims * in.factors;
+  Tensor result =
+      torch::stable::new_zeros(in.codes, {in.models, in.dims, in.factors}, ScalarType::Long);
   int64_t* total = result.mutable_data_ptr<int64_t>();
-  torch::stable::parallel_for(0, votes, kGrain, [&](int64_t begin, int64_t end) {
-    std::vector<int64_t> counts(cells);
-    vote_range(data, in.grid, draws, scales.const_data_ptr<float>(),
-               actives.const_data_ptr<bool>(), begin, end, counts.data());
-    for (int64_t i = 0; i < cells; ++i)
-      if (counts[i]) std::atomic_ref<int64_t>(total[i]) += counts[i];
+  in.with_source([&](const auto& source) {
+    torch::stable::parallel_for(0, votes, kGrain, [&](int64_t begin, int64_t end) {
+      std::vector<int64_t> counts(cells);
+      Drawn drawn(samples, (samples + 3) / 4 * 4, in.models, end - begin);
+      for (int64_t at = begin; at < end; at += kOrdered) {
+        const int64_t last = std::min(at + kOrdered, end);
+        const auto sets = data.many() ? votes_in_order(source, draws, at, last)
+                                      : as_they_come(at, last);
+        drawn.each_batch(sets, [&] {
+          draw(source, draws, in.dims, drawn);
+          count_votes(data, drawn, source.factors, scales.const_data_ptr<float>(),
+                      actives.const_data_ptr<bool>(), counts.data());
+        });
+      }
+      for (int64_t i = 0; i < cells; ++i)
+        if (counts[i]) std::atomic_ref<int64_t>(total[i]) += counts[i];
+    });
   });
   return result;
 }
 
 std::tuple<Tensor, Tensor> pair_features(Tensor codes, std::vector<int64_t> factor_sizes,
                                          int64_t points, int64_t pairs, bool balanced,
-                                         Tensor seed, Tensor step, int64_t lane) {
-  const Input in(codes, factor_sizes);
+                                         Tensor seed, Tensor step, int64_t lane,
+                                         std::optional<Tensor> offsets,
+                                         std::optional<Tensor> rows) {
+  const Input in(codes, factor_sizes, offsets, rows);
   const Data data(in);
+  check_offsets(in);
   check_draws(points, 1 + pairs, pairs, 1);
   const Draws draws{stream_of(seed, step, kPairs, lane), points, pairs, balanced};
   Tensor features =
@@ -108,28 +162,37 @@ std::tuple<Tensor, Tensor> pair_features(Tensor codes, std::vector<int64_t> fact
   Tensor fixed = torch::stable::new_empty(in.codes, {points}, ScalarType::Long);
   float* out = features.mutable_data_ptr<float>();
   int64_t* factors = fixed.mutable_data_ptr<int64_t>();
-  torch::stable::parallel_for(0, points, kGrain, [&](int64_t begin, int64_t end) {
-    pair_range(data, in.grid, draws, begin, end, out, factors);
+  in.with_source([&](const auto& source) {
+    torch::stable::parallel_for(0, points, kGrain, [&](int64_t begin, int64_t end) {
+      Drawn drawn(pairs, 2 * pairs, in.models, end - begin);
+      for (int64_t at = begin; at < end; at += kOrdered) {
+        drawn.each_batch(as_they_come(at, std::min(at + kOrdered, end)), [&] {
+          draw(source, draws, in.dims, factors, drawn);
+          make_features(data, drawn, points, out);
+        });
+      }
+    });
   });
   return {features, fixed};
 }
 
-Tensor grouped_variance(Tensor codes, std::vector<int64_t> factor_sizes) {
-  const Input in(codes, factor_sizes);
+Tensor grouped_variance(Tensor codes, std::vector<int64_t> factor_sizes,
+                        std::optional<Tensor> offsets, std::optional<Tensor> rows) {
+  const Input in(codes, factor_sizes, offsets, rows);
   const Data data(in);
-  const int64_t cells = in.cells();
+  check_offsets(in);
   Tensor result =
-      torch::stable::new_empty(in.codes, {in.models, cells, in.dims}, ScalarType::Float);
+      torch::stable::new_empty(in.codes, {in.models, in.groups, in.dims}, ScalarType::Float);
   float* out = result.mutable_data_ptr<float>();
   // Thread t takes every T-th group: neighbouring groups are of one size, a half range is not.
   const int64_t threads = torch::stable::get_num_threads();
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = 0; i < in.models * cells; ++i) {
-      if (i % threads < begin || i % threads >= end) continue;
-      int64_t value = i % cells;
-      const int k = in.grid.factor_of(value);
-      one_group(data, i / cells, in.grid.factor[k], uint32_t(value), out + i * in.dims);
-    }
+  in.with_source([&](const auto& source) {
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = 0; i < in.models * in.groups; ++i) {
+        if (i % threads < begin || i % threads >= end) continue;
+        one_group(data, i / in.groups, source, i % in.groups, out + i * in.dims);
+      }
+    });
   });
   return result;
 }

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "body.h"
@@ -42,7 +44,6 @@ template <class T>
 struct SampleLanes {
   using Value = Vector;
   static constexpr int tile = kWide, width = kWide;
-  static constexpr int rows_a_sample = 1;
   const T* model;
   int64_t size;         // codes of the model
   const int64_t* rows;  // where each sample's row begins
@@ -64,8 +65,6 @@ struct SampleLanes {
 // As above for pairs of rows, two after each other, whose distance is the sample.
 template <class T>
 struct PairLanes : SampleLanes<T> {
-  static constexpr int rows_a_sample = 2;
-
   FVAE_HD Vector load(int s) const {
     const int64_t at = this->rows[2 * s] + this->j0, other = this->rows[2 * s + 1] + this->j0;
     const T *a = this->model + at, *b = this->model + other;
@@ -90,77 +89,168 @@ FVAE_HD void prefetch(const T* model, int64_t dims, const int64_t* rows, int64_t
 // first-level cache; many for several, since each change of model starts with cold page tables.
 constexpr int64_t kDrawn = 1024, kDrawnForMany = 1 << 17;
 
-// Walk over sets [begin, end), some at once: draw(set, rows) writes where the rows of a set begin
-// and returns its factor; then, for each model, use(lanes, m, set, factor) sees one after another,
-// while the rows of the next are on their way from memory, which is most of the time.
-template <class Lanes, class T, class Draw, class Use>
-FVAE_HD void each_set(const Codes<T>& codes, int64_t begin, int64_t end, int64_t samples,
-                      Draw draw, Use use) {
-  const int64_t size = codes.rows * codes.dims;
-  const int64_t stride = (samples + 3) / 4 * 4 * Lanes::rows_a_sample;
-  const int64_t at_once = std::clamp<int64_t>(
-      (codes.models == 1 ? kDrawn : kDrawnForMany) / stride, 1, end - begin);
-  std::vector<int64_t> rows(at_once * stride);
-  std::vector<int> factors(at_once);
-  for (int64_t first = begin; first < end; first += at_once) {
-    const int64_t n = std::min(at_once, end - first);
-    for (int64_t i = 0; i < n; ++i) factors[i] = draw(first + i, rows.data() + i * stride);
-    for (int64_t m = 0; m < codes.models; ++m) {
-      const T* model = codes.model(m);
-      prefetch(model, codes.dims, rows.data(), stride);
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t* mine = rows.data() + i * stride;
-        if (i + 1 < n) prefetch(model, codes.dims, mine + stride, stride);
-        Lanes lanes{model, size, mine, samples};
-        use(lanes, m, first + i, factors[i]);
+// Some sets of draws: where the rows of each begin in a model's codes, and its fixed factor.
+struct Drawn {
+  int64_t samples, stride;     // of a set: samples, and places in `rows`
+  const int64_t* sets;         // their numbers
+  int64_t count = 0;
+  std::vector<int64_t> rows;
+  std::vector<int> factors;
+
+  // For at most `most` sets.
+  Drawn(int64_t samples, int64_t stride, int64_t models, int64_t most)
+      : samples(samples), stride(stride) {
+    const int64_t at_once = (models == 1 ? kDrawn : kDrawnForMany) / stride;
+    factors.resize(std::clamp<int64_t>(at_once, 1, most));
+    rows.resize(factors.size() * stride);
+  }
+
+  // run() with one batch after another of some sets.
+  template <class Run>
+  void each_batch(const std::vector<int64_t>& all, Run run) {
+    const int64_t end = int64_t(all.size());
+    for (int64_t at = 0; at < end; at += count) {
+      sets = all.data() + at;
+      count = std::min(int64_t(factors.size()), end - at);
+      run();
+    }
+  }
+};
+
+// Sets that are put in order at a time; and bytes of codes from which on that pays.
+constexpr int64_t kOrdered = 1 << 15, kManyBytes = 4 << 20;
+
+// Sets [begin, end) as they come.
+inline std::vector<int64_t> as_they_come(int64_t begin, int64_t end) {
+  std::vector<int64_t> sets(end - begin);
+  std::iota(sets.begin(), sets.end(), begin);
+  return sets;
+}
+
+inline int64_t group_key(int k, const GridGroup& group) { return (int64_t(k) << 32) + group.value; }
+inline int64_t group_key(int, const IndexGroup& group) { return group.begin; }
+
+// Votes [begin, end), one group after another: its rows are then in a cache after the first votes.
+template <class Source>
+std::vector<int64_t> votes_in_order(const Source& source, const Draws& draws, int64_t begin,
+                                    int64_t end) {
+  std::vector<std::pair<int64_t, int64_t>> keys(end - begin);
+  for (int64_t vote = begin; vote < end; ++vote) {
+    const Opening set(draws, draws.stream, source.factors, vote, (draws.samples + 3) / 4);
+    keys[vote - begin] = {group_key(set.k, source.at(set.k).chosen(set.chooser)), vote};
+  }
+  std::sort(keys.begin(), keys.end());
+  std::vector<int64_t> votes(keys.size());
+  for (size_t i = 0; i < keys.size(); ++i) votes[i] = keys[i].second;
+  return votes;
+}
+
+// From places to where their rows begin in a model's codes, in two steps: the numbers of the rows are
+// on their way from an index's memory while more are drawn. Of a grid a place is the number.
+FVAE_HD void fetch(const Grid&, const int64_t*, int64_t) {}
+FVAE_HD void find_rows(const Grid&, int64_t dims, int64_t* places, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) places[i] *= dims;
+}
+
+FVAE_HD void fetch(const Index& index, const int64_t* places, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) __builtin_prefetch(index.lists.rows + places[i]);
+}
+// One after another, which `volatile` sees to: a gather of many is slow.
+FVAE_HD void find_rows(const Index& index, int64_t dims, int64_t* places, int64_t count) {
+  const volatile int32_t* rows = index.lists.rows;
+  for (int64_t i = 0; i < count; ++i) places[i] = rows[places[i]] * dims;
+}
+
+// Draw the votes of a batch, which `each_batch` has chosen.
+template <class Source>
+FVAE_HD void draw_votes(const Source& source, const Draws& draws, int64_t dims, Drawn& drawn) {
+  const int64_t groups = (draws.samples + 3) / 4;
+  for (int64_t i = 0; i < drawn.count; ++i) {
+    const Opening set(draws, draws.stream, source.factors, drawn.sets[i], groups);
+    const auto group = source.at(set.k).chosen(set.chooser);
+    int64_t* rows = drawn.rows.data() + i * drawn.stride;
+    for (int64_t g = 0; g < groups; ++g) {
+      const Words words = philox(draws.stream, set.samples + uint32_t(g));
+      for (int u = 0; u < 4; ++u) rows[4 * g + u] = group.drawn(words.w[u]);
+    }
+    fetch(source, rows, drawn.stride);
+    drawn.factors[i] = set.k;
+  }
+  find_rows(source, dims, drawn.rows.data(), drawn.count * drawn.stride);
+}
+
+// As above for points, each of whose pairs draws a value of its own. fixed [P].
+template <class Source>
+FVAE_HD void draw_pairs(const Source& source, const Draws& draws, int64_t dims, int64_t* fixed,
+                        Drawn& drawn) {
+  const int64_t pairs = draws.samples;  // in no memory that the rows might be thought to share
+  std::vector<uint32_t> choosers(pairs);
+  for (int64_t i = 0; i < drawn.count; ++i) {
+    const Opening set(draws, draws.stream, source.factors, drawn.sets[i], pairs);
+    auto factor = source.at(set.k);
+    factor.narrow();
+    int64_t* rows = drawn.rows.data() + i * drawn.stride;
+    // Words first where a value is searched: they come some at once, in vectors.
+    if constexpr (Source::searched) {
+      for (int64_t g = 0; g < pairs; ++g) {
+        const Words words = philox(draws.stream, set.samples + uint32_t(g));
+        choosers[g] = words.w[0];
+        for (int u = 0; u < 2; ++u) rows[2 * g + u] = words.w[1 + u];
       }
+      for (int64_t g = 0; g < pairs; ++g) {
+        const auto group = factor.chosen(choosers[g]);
+        for (int u = 0; u < 2; ++u) rows[2 * g + u] = group.drawn(uint32_t(rows[2 * g + u]));
+      }
+    } else {
+      for (int64_t g = 0; g < pairs; ++g) {
+        const Words words = philox(draws.stream, set.samples + uint32_t(g));
+        const auto group = factor.chosen(words.w[0]);
+        for (int u = 0; u < 2; ++u) rows[2 * g + u] = group.drawn(words.w[1 + u]);
+      }
+    }
+    fetch(source, rows, drawn.stride);
+    fixed[drawn.sets[i]] = set.k;
+  }
+  find_rows(source, dims, drawn.rows.data(), drawn.count * drawn.stride);
+}
+
+// use(lanes, m, i) for the i-th set that is drawn and each model, one set after another, while the
+// rows of the next are on their way from memory, which is most of the time.
+template <class Lanes, class T, class Use>
+FVAE_HD void each_set(const Codes<T>& codes, const Drawn& drawn, Use use) {
+  const int64_t size = codes.rows * codes.dims;
+  for (int64_t m = 0; m < codes.models; ++m) {
+    const T* model = codes.model(m);
+    prefetch(model, codes.dims, drawn.rows.data(), drawn.stride);
+    for (int64_t i = 0; i < drawn.count; ++i) {
+      const int64_t* mine = drawn.rows.data() + i * drawn.stride;
+      if (i + 1 < drawn.count) prefetch(model, codes.dims, mine + drawn.stride, drawn.stride);
+      Lanes lanes{model, size, mine, drawn.samples};
+      use(lanes, m, i);
     }
   }
 }
 
-// Votes [begin, end) of every model, added to counts [M, d, K]; scale and active are [M, d].
+// Votes of every model, added to counts [M, d, K]; scale and active are [M, d].
 template <class T>
-FVAE_HD void votes(const Codes<T>& codes, const Grid& grid, const Draws& draws, const float* scale,
-                   const bool* active, int64_t begin, int64_t end, int64_t* counts) {
-  const int64_t groups = (draws.samples + 3) / 4;
-  const auto draw = [&](int64_t vote, int64_t* rows) FVAE_LAMBDA {
-    const Opening set(draws, draws.stream, grid, vote, groups);
-    for (int64_t g = 0; g < groups; ++g) {
-      const Words words = philox(draws.stream, set.samples + uint32_t(g));
-      for (int u = 0; u < 4; ++u)
-        rows[4 * g + u] = set.factor.drawn(words.w[u], set.value) * codes.dims;
-    }
-    return set.k;
-  };
-  const auto use = [&](SampleLanes<T>& lanes, int64_t m, int64_t, int k) FVAE_LAMBDA {
-    const int64_t row = m * codes.dims;
-    const int j = least_variance(lanes, draws.samples, codes.dims, scale + row, active + row);
-    if (j >= 0) ++counts[(row + j) * grid.factors + k];
-  };
-  each_set<SampleLanes<T>>(codes, begin, end, draws.samples, draw, use);
+FVAE_HD void votes(const Codes<T>& codes, const Drawn& drawn, int factors, const float* scale,
+                   const bool* active, int64_t* counts) {
+  each_set<SampleLanes<T>>(
+      codes, drawn, [&](SampleLanes<T>& lanes, int64_t m, int64_t i) FVAE_LAMBDA {
+        const int64_t row = m * codes.dims;
+        const int j = least_variance(lanes, drawn.samples, codes.dims, scale + row, active + row);
+        if (j >= 0) ++counts[(row + j) * factors + drawn.factors[i]];
+      });
 }
 
-// Points [begin, end) of every model: features [M, P, d], and the fixed factors [P].
+// Points of every model: features [M, P, d] of P points in all.
 template <class T>
-FVAE_HD void pairs(const Codes<T>& codes, const Grid& grid, const Draws& draws, int64_t begin,
-                   int64_t end, float* features, int64_t* fixed) {
-  const auto draw = [&](int64_t point, int64_t* rows) FVAE_LAMBDA {
-    const Opening set(draws, draws.stream, grid, point, draws.samples);
-    const Factor f = set.factor;  // each pair draws a value of its own
-    for (int64_t g = 0; g < draws.samples; ++g) {
-      const Words words = philox(draws.stream, set.samples + uint32_t(g));
-      const uint32_t value = bounded(words.w[0], f.size);
-      rows[2 * g] = f.drawn(words.w[1], value) * codes.dims;
-      rows[2 * g + 1] = f.drawn(words.w[2], value) * codes.dims;
-    }
-    fixed[point] = set.k;
-    return set.k;
-  };
-  const auto use = [&](PairLanes<T>& lanes, int64_t m, int64_t set, int) FVAE_LAMBDA {
-    mean_distance(lanes, draws.samples, codes.dims,
-                  features + (m * draws.count + set) * codes.dims);
-  };
-  each_set<PairLanes<T>>(codes, begin, end, draws.samples, draw, use);
+FVAE_HD void pairs(const Codes<T>& codes, const Drawn& drawn, int64_t points, float* features) {
+  each_set<PairLanes<T>>(
+      codes, drawn, [&](PairLanes<T>& lanes, int64_t m, int64_t i) FVAE_LAMBDA {
+        mean_distance(lanes, drawn.samples, codes.dims,
+                      features + (m * points + drawn.sets[i]) * codes.dims);
+      });
 }
 
 typedef double WideVector __attribute__((vector_size(8 * kWide)));
@@ -184,14 +274,15 @@ struct RowLanes {
   }
 };
 
-// Variances [d] of the rows that have a value of a factor.
-template <class T>
-FVAE_HD void group(const Codes<T>& codes, int64_t m, const Factor& factor, uint32_t value,
+// Variances [d] of the rows of a group.
+template <class T, class Source>
+FVAE_HD void group(const Codes<T>& codes, int64_t m, const Source& source, int64_t number,
                    float* out) {
+  const auto group = source.group(number);
   for (int64_t j0 = 0; j0 < codes.dims; j0 += kWide) {
     const RowLanes<T> lanes{codes, codes.model(m), j0};
-    const uint32_t images = factor.images();
-    const WideVector variance = group_moments(lanes, factor, value, 0, images).variance(images);
+    const WideVector variance =
+        group_moments(lanes, source, group, 0, group.count()).variance(group.count());
     const int64_t left = codes.dims - j0;
     for (int w = 0; w < (left < kWide ? left : kWide); ++w) out[j0 + w] = not_negative(variance[w]);
   }

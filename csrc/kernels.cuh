@@ -39,15 +39,16 @@ struct alignas(Bytes) Pack {
 };
 
 // A warp at one set of samples: while it fetches, a lane takes a row; while it sums, a dimension.
-template <class T, int Bytes>
+template <class T, int Bytes, class Source>
 struct SampleLanes {
   using Value = float;
   static constexpr int tile = kWarp, width = 1;
 
   const T* model;
   int64_t dims, samples;
-  Factor factor;
-  uint32_t value;
+  const Source* source;
+  typename Source::Factor factor;
+  typename Source::Group group;  // of a vote; each pair has its own
   Stream stream;
   uint32_t index;  // of the counter, for the set's first sample
   float* scratch;
@@ -64,7 +65,7 @@ struct SampleLanes {
     for (int g = lane; 4 * g < n; g += kWarp) {
       const Words words = philox(stream, index + uint32_t(first / 4 + g));
 #pragma unroll
-      for (int u = 0; u < 4; ++u) rows[4 * g + u] = factor.drawn(words.w[u], value);
+      for (int u = 0; u < 4; ++u) rows[4 * g + u] = source->row(group.drawn(words.w[u]));
     }
     __syncwarp();
     const int columns = begin_tile(j0);
@@ -99,15 +100,15 @@ struct SampleLanes {
 };
 
 // As above for pairs of rows, whose distance is what is summed. Each draws its own value.
-template <class T, int Bytes>
-struct PairLanes : SampleLanes<T, Bytes> {
+template <class T, int Bytes, class Source>
+struct PairLanes : SampleLanes<T, Bytes, Source> {
   __device__ void gather(int64_t first, int n, int64_t j0) {
     __syncwarp();
     for (int s = this->lane; s < n; s += kWarp) {
       const Words words = philox(this->stream, this->index + uint32_t(first + s));
-      const uint32_t value = bounded(words.w[0], this->factor.size);
-      this->rows[2 * s] = this->factor.drawn(words.w[1], value);
-      this->rows[2 * s + 1] = this->factor.drawn(words.w[2], value);
+      const auto group = this->factor.chosen(words.w[0]);
+      this->rows[2 * s] = this->source->row(group.drawn(words.w[1]));
+      this->rows[2 * s + 1] = this->source->row(group.drawn(words.w[2]));
     }
     __syncwarp();
     const int columns = this->begin_tile(j0);
@@ -129,11 +130,12 @@ struct PairLanes : SampleLanes<T, Bytes> {
   }
 };
 
-// A warp's place in the grid, its cut of shared memory and its set of draws, which draws `groups`
-// counter indices. Returns the set's number, and its fixed factor in `k`; -1 where none is left.
-template <class Lanes>
-__device__ int64_t take_set(Lanes& lanes, int64_t dims, int rows_a_sample, const Grid& grid,
-                            const Draws& draws, const Key& key, int64_t groups, int& k) {
+// A warp's place in the launch, its cut of shared memory and its set of draws, which draws `groups`
+// counter indices. Returns the set's number, and how it opens in `opening`; -1 where none is left.
+template <class Lanes, class Source>
+__device__ int64_t take_set(Lanes& lanes, int64_t dims, int rows_a_sample, const Source& source,
+                            const Draws& draws, const Key& key, int64_t groups,
+                            Opening& opening) {
   const int warp = int(threadIdx.x) / kWarp;
   const int64_t set = int64_t(blockIdx.x) * (blockDim.x / kWarp) + warp;
   if (set >= draws.count) return -1;  // the whole warp
@@ -144,40 +146,42 @@ __device__ int64_t take_set(Lanes& lanes, int64_t dims, int rows_a_sample, const
   lanes.dims = dims;
   lanes.samples = draws.samples;
   lanes.stream = key.load();
-  const Opening opening(draws, lanes.stream, grid, set, groups);
-  k = opening.k;
-  lanes.factor = opening.factor;
-  lanes.value = opening.value;
+  opening = Opening(draws, lanes.stream, source.factors, set, groups);
+  lanes.source = &source;
+  lanes.factor = source.at(opening.k);
   lanes.index = opening.samples;
   return set;
 }
 
 // A warp for each (model, vote): counts [M, d, K] gets one more where the vote goes.
-template <class T, int Bytes>
-__global__ void vote_kernel(Codes<T> codes, Grid grid, Draws draws, Key key, const float* scale,
-                            const bool* active, int64_t* counts) {
-  SampleLanes<T, Bytes> lanes;
-  int k;
-  if (take_set(lanes, codes.dims, 1, grid, draws, key, (draws.samples + 3) / 4, k) < 0) return;
+template <class T, int Bytes, class Source>
+__global__ void vote_kernel(Codes<T> codes, Source source, Draws draws, Key key,
+                            const float* scale, const bool* active, int64_t* counts) {
+  SampleLanes<T, Bytes, Source> lanes;
+  Opening set;
+  if (take_set(lanes, codes.dims, 1, source, draws, key, (draws.samples + 3) / 4, set) < 0)
+    return;
+  lanes.group = lanes.factor.chosen(set.chooser);
   for (int64_t m = blockIdx.y; m < codes.models; m += gridDim.y) {
     lanes.model = codes.model(m);
     const int64_t row = m * codes.dims;
     const int j = least_variance(lanes, draws.samples, codes.dims, scale + row, active + row);
     if (lanes.lane == 0 && j >= 0)
-      atomicAdd(reinterpret_cast<unsigned long long*>(counts + (row + j) * grid.factors + k),
+      atomicAdd(reinterpret_cast<unsigned long long*>(counts + (row + j) * source.factors + set.k),
                 1ull);
   }
 }
 
 // A warp for each (model, point): features [M, P, d] and fixed factors [P].
-template <class T, int Bytes>
-__global__ void pair_kernel(Codes<T> codes, Grid grid, Draws draws, Key key, float* features,
+template <class T, int Bytes, class Source>
+__global__ void pair_kernel(Codes<T> codes, Source source, Draws draws, Key key, float* features,
                             int64_t* fixed) {
-  PairLanes<T, Bytes> lanes;
-  int k;
-  const int64_t point = take_set(lanes, codes.dims, 2, grid, draws, key, draws.samples, k);
+  PairLanes<T, Bytes, Source> lanes;
+  Opening set;
+  const int64_t point = take_set(lanes, codes.dims, 2, source, draws, key, draws.samples, set);
   if (point < 0) return;
-  if (blockIdx.y == 0 && lanes.lane == 0) fixed[point] = k;
+  lanes.factor.narrow();
+  if (blockIdx.y == 0 && lanes.lane == 0) fixed[point] = set.k;
   for (int64_t m = blockIdx.y; m < codes.models; m += gridDim.y) {
     lanes.model = codes.model(m);
     mean_distance(lanes, draws.samples, codes.dims,
@@ -192,20 +196,37 @@ __global__ void pair_kernel(Codes<T> codes, Grid grid, Draws draws, Key key, flo
 // a run can be repeated bit for bit.
 //
 // On dSprites, 10 codes of 4 bytes a row, every factor's groups are all the codes: 5 x 29.5 MB to
-// read, 50 us at 3 TB/s. Pieces of at most 2048 rows are 1848 blocks of 80 KB, fourteen for each of
-// 132 multiprocessors, so that none waits long for another; their moments are 0.3 MB.
+// read, 50 us at 3 TB/s. Pieces of at most 2048 rows are 1913 blocks of at most 80 KB, fourteen for
+// each of 132 multiprocessors, so that none waits long for another; their moments are 0.3 MB.
+//
+// With all groups in a row, one piece begins where a group does and one at each multiple of 2048
+// rows; where both are in one place, the group before ends with a piece of no rows. So the host,
+// which does not know how long the lists of an index are, knows how many pieces there are.
 constexpr int64_t kPieceRows = 2048;
 constexpr int kGroupThreads = 256;
 
-FVAE_HD int64_t pieces_of(const Factor& factor) {
-  return (int64_t(factor.images()) + kPieceRows - 1) / kPieceRows;
+// Pieces of the first groups.
+template <class Source>
+FVAE_HD int64_t pieces_before(const Source& source, int64_t group) {
+  return group + source.start(group) / kPieceRows;
 }
 
-// Pieces of all groups of the first factors, in the groups' order.
-FVAE_HD int64_t pieces_before(const Grid& grid, int factors) {
-  int64_t pieces = 0;
-  for (int k = 0; k < factors; ++k) pieces += grid.factor[k].size * pieces_of(grid.factor[k]);
-  return pieces;
+// Rows [begin, end) of a group.
+struct Piece {
+  int64_t group;
+  uint32_t begin, end;
+};
+
+template <class Source>
+FVAE_HD Piece piece_of(const Source& source, int64_t number) {
+  const int64_t group = last_at_most(source.groups(), number, [&](int64_t g) FVAE_LAMBDA {
+    return pieces_before(source, g);
+  });
+  const int64_t first = source.start(group), last = source.start(group + 1);
+  const int64_t cut = (number - group) * kPieceRows;  // where the piece begins, or before the group
+  const int64_t begin = cut < first ? first : cut;
+  const int64_t end = cut + kPieceRows < last ? cut + kPieceRows : last;
+  return {group, uint32_t(begin - first), uint32_t(end - first)};
 }
 
 // A block's threads are rows x columns, neighbours a column apart, so that they load neighbours.
@@ -248,38 +269,30 @@ struct RowLanes {
 };
 
 // A block for each (piece, model): moments [M, pieces, d].
-template <class T>
-__global__ void group_kernel(Codes<T> codes, Grid grid, Moments<double>* moments) {
-  int k = 0;
-  int64_t piece = blockIdx.x;
-  for (; piece >= grid.factor[k].size * pieces_of(grid.factor[k]); ++k)
-    piece -= grid.factor[k].size * pieces_of(grid.factor[k]);
-  const Factor factor = grid.factor[k];
-  const int64_t pieces = pieces_of(factor), images = factor.images();
-  const uint32_t value = uint32_t(piece) / uint32_t(pieces);
-  piece -= value * pieces;
-  const uint32_t begin = uint32_t(piece * images / pieces);
-  const uint32_t end = uint32_t((piece + 1) * images / pieces);
+template <class T, class Source>
+__global__ void group_kernel(Codes<T> codes, Source source, Moments<double>* moments) {
+  const Piece piece = piece_of(source, blockIdx.x);
+  const auto group = source.group(piece.group);
   for (int64_t m = blockIdx.y; m < codes.models; m += gridDim.y) {
     for (int64_t j0 = 0; j0 < codes.dims; j0 += kWarp) {
       const Place place(codes.dims - j0);
       const int64_t j = j0 + place.column();
       const RowLanes<T> lanes{codes.model(m) + j, codes.dims, place};
       const Moments<double> total =
-          place.total(group_moments(lanes, factor, value, begin, end));
+          place.total(group_moments(lanes, source, group, piece.begin, piece.end));
       if (place.row() == 0) moments[(m * gridDim.x + blockIdx.x) * codes.dims + j] = total;
     }
   }
 }
 
 // A block for each (group, model): variance [M, G, d].
-__global__ void variance_kernel(const Moments<double>* moments, Grid grid, int64_t models,
+template <class Source>
+__global__ void variance_kernel(const Moments<double>* moments, Source source, int64_t models,
                                 int64_t dims, float* variance) {
-  int64_t value = blockIdx.x;
-  const int k = grid.factor_of(value);
-  const int64_t pieces = pieces_of(grid.factor[k]);
-  const int64_t first = pieces_before(grid, k) + value * pieces;
-  const int64_t all = pieces_before(grid, grid.factors);
+  const int64_t first = pieces_before(source, blockIdx.x);
+  const int64_t pieces = pieces_before(source, blockIdx.x + 1) - first;
+  const int64_t all = pieces_before(source, gridDim.x);
+  const uint32_t rows = source.group(blockIdx.x).count();
   for (int64_t m = blockIdx.y; m < models; m += gridDim.y) {
     for (int64_t j0 = 0; j0 < dims; j0 += kWarp) {
       const Place place(dims - j0);
@@ -289,8 +302,7 @@ __global__ void variance_kernel(const Moments<double>* moments, Grid grid, int64
       for (int64_t i = place.row(); i < pieces; i += place.down) mine.add(column[i * dims]);
       const Moments<double> total = place.total(mine);
       if (place.row() == 0)
-        variance[(m * gridDim.x + blockIdx.x) * dims + j] =
-            not_negative(total.variance(grid.factor[k].images()));
+        variance[(m * gridDim.x + blockIdx.x) * dims + j] = not_negative(total.variance(rows));
     }
   }
 }

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from fvae.config import StudyConfig, TrainConfig
 from fvae.errors import UserError
@@ -36,7 +35,8 @@ class Train(TrainConfig):
     """Run folder to make; None is runs/OBJECTIVE-seedN."""
     resume: Path | None = None
     """Run folder to continue; its config.json gives every setting, and only --steps (to a larger
-    number), --device, --checkpoint-every and --log-every may be given besides."""
+    number), --device, --checkpoint-every, --log-every and --data, if the data have moved, may be
+    given besides."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +50,17 @@ class Eval:
     only). Scores of different protocols are not comparable."""
     seed: int = 0
     """Seed of the metrics' random numbers."""
+    bins: int | None = None
+    """Bins of the mutual information gap; None is the protocol's 20. With fewer bins than a factor
+    has values its ceiling is below 1; scores of different bins are not comparable."""
     json: bool = False
     """Print JSON with every constant of the protocol and the votes, instead of a table."""
     device: str = "auto"
     """Where to encode: auto, cpu or cuda."""
+    data: str | None = None
+    """Where the run's data are now, if they have moved; they must be the same."""
+    factors: str | None = None
+    """Where their labels are now, if they have moved or came later; as of `fvae train`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +69,10 @@ class Report:
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
+    data: str | None = None
+    """Where the run's data are now, if they have moved; they must be the same."""
+    factors: str | None = None
+    """Where their labels are now, if they have moved or came later; as of `fvae train`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +83,10 @@ class Traverse:
     """Run folder."""
     out: Path | None = None
     """Folder for the two files; None is the run folder."""
+    data: str | None = None
+    """Where the run's data are now, if they have moved; they must be the same."""
+    factors: str | None = None
+    """Where their labels are now, if they have moved or came later; as of `fvae train`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +106,13 @@ class Data:
     """Load a data set once (rendering or converting it into the cache) and describe it."""
 
     source: tyro.conf.Positional[str] = "dsprites"
-    """"dsprites", "shapes3d", or the path of a published .npz, .h5 or .pth file, or of a folder,
-    .zip or .tar of images."""
+    """What `fvae train --data` takes."""
+    images: str | None = None
+    """As of `fvae train`: the array of images in the file."""
+    factors: str | None = None
+    """As of `fvae train`: where the labels are."""
     image_size: int | None = None
-    """Side in pixels to which pictures of a folder, .zip or .tar are resized; None is 64."""
+    """As of `fvae train`: the side to which pictures are resized."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +165,9 @@ def _offer_registered() -> None:
     Train.__annotations__["objective"] = _helped(objectives, "What to minimise: ", OBJECTIVES)
     Study.__annotations__["objectives"] = types.GenericAlias(tuple, (objectives, ...))
     drawn = (
-        "Data set: the path of a published dSprites .npz, 3D Shapes .h5 or 3D Faces .pth file, or"
-        " of a folder, .zip or .tar of images (CelebA, 3D Chairs); or made here, "
+        "Data set: the path of a published set (dSprites .npz, 3D Shapes .h5, 3D Faces .pth, MPI3D"
+        " .npz, Cars3D, SmallNORB), of a .npz, .npy or .h5 with an array of images, or of a folder,"
+        " .zip or .tar of pictures (CelebA, 3D Chairs); or made here, "
     )
     for command in (Train, Study):
         command.__annotations__["data"] = _helped(str, drawn, DATA)
@@ -236,18 +255,18 @@ def _config_of(command: Train) -> TrainConfig:
     return TrainConfig(**{name: getattr(command, name) for name in names})
 
 
-def _load_data(source: str, image_size: int | None) -> "Store":
-    from fvae import data
+def _data_of(command: Any) -> "Store":
+    from fvae import opening
 
-    return data.load(source, progress=_stderr.is_terminal, image_size=image_size)
+    return opening.data_of(command.run, command.data, command.factors, _stderr.is_terminal)
 
 
 def _train(command: Train) -> int:
-    from fvae import report
+    from fvae import opening, report
     from fvae.device import keep_freed_memory
     from fvae.files import write_atomically
     from fvae.progress import TrainingProgress
-    from fvae.training import distributed, loop
+    from fvae.training import distributed, loop, run_data
 
     config = _config_of(command)
     if command.backend is not None:
@@ -255,19 +274,23 @@ def _train(command: Train) -> int:
     with distributed.join(config) as world:
         _stderr.quiet = not world.main
 
-        def load() -> "Store":
-            return world.on_node_first(lambda: _load_data(config.data, config.image_size))
+        # Before any data are drawn or converted: what this machine has not is refused.
+        config = world.on_main(lambda: loop.settle(config))
+
+        def load(run: Path | None = None) -> "Store":
+            place = run_data.where(config)
+            return world.on_node_first(lambda: opening.load(place, run, _stderr.is_terminal))
 
         if command.resume is not None:
             run = command.resume
-            config = world.on_main(lambda: loop.settle(config))
-            store = load()
+            store = load(run)
+            run_data.keep(run, store, world)
             world.on_main(lambda: write_atomically(run / loop.CONFIG_NAME, config.to_json()))
         else:
             run = command.out or Path("runs") / f"{config.objective}-seed{config.seed}"
             world.on_main(lambda: loop.check_free(run))
             store = load()
-            config = world.on_main(lambda: loop.create_run(config, run))
+            world.on_main(lambda: loop.create_run(config, run))
         keep_freed_memory()
         with TrainingProgress(config.steps, _stderr) as progress:
             signal_number = loop.train(config, store, run, progress.on_log, progress.on_step, world)
@@ -297,10 +320,9 @@ def _eval(command: Eval) -> int:
     from fvae.device import keep_freed_memory, resolve_device
     from fvae.report.terminal import score_table
 
-    config = TrainConfig.from_file(command.run / "config.json")
-    keep_freed_memory()
     device = resolve_device(command.device)
-    store = _load_data(config.data, config.image_size)
+    keep_freed_memory()
+    store = _data_of(command)
     with _stderr.status("encoding") as status:
         result = evaluate.evaluate(
             command.run,
@@ -309,6 +331,7 @@ def _eval(command: Eval) -> int:
             command.seed,
             device,
             lambda done, total: status.update(f"encoding {done:,} of {total:,} images"),
+            command.bins,
         )
     if command.json:
         print(json.dumps(result, indent=2))
@@ -320,17 +343,14 @@ def _eval(command: Eval) -> int:
 def _report(command: Report) -> int:
     from fvae import report
 
-    config = TrainConfig.from_file(command.run / "config.json")
-    print(report.write_report(command.run, _load_data(config.data, config.image_size)))
+    print(report.write_report(command.run, _data_of(command)))
     return 0
 
 
 def _traverse(command: Traverse) -> int:
     from fvae import report
 
-    config = TrainConfig.from_file(command.run / "config.json")
-    store = _load_data(config.data, config.image_size)
-    for path in report.write_traversals(command.run, store, command.out):
+    for path in report.write_traversals(command.run, _data_of(command), command.out):
         print(path)
     return 0
 
@@ -348,19 +368,11 @@ def _study(command: Study) -> int:
 
 
 def _data(command: Data) -> int:
-    from fvae import data
+    from fvae import opening
 
-    store = _load_data(command.source, command.image_size)
-    table = Table(title=store.name, show_header=False)
-    shape = " x ".join(map(str, store.image_shape))
-    table.add_row("images", f"{len(store):,} of {shape}, {'binary' if store.binary else 'bytes'}")
-    if store.note:
-        table.add_row("note", store.note)
-    table.add_row("in memory", f"{store.nbytes / 1e6:.0f} MB")
-    for name, size in zip(store.factor_names, store.factor_sizes, strict=True):
-        table.add_row(f"factor {name}", f"{size} values")
-    table.add_row("cache folder", str(data.cache_folder()))
-    Console().print(table)
+    place = {"source": command.source, "images": command.images, "factors": command.factors,
+             "image_size": command.image_size}  # fmt: skip
+    Console().print(opening.described(opening.load(place, progress=_stderr.is_terminal)))
     return 0
 
 

@@ -29,9 +29,16 @@ class TrainConfig:
     (factor-vae); or a game between a generator and a critic that guesses the generator's codes
     (infogan, infowgan-gp)."""
     data: str = "dsprites"
-    """Data set: "dsprites" or "shapes3d" (rendered here), or the path of a published dsprites .npz,
-    3dshapes .h5 or 3D Faces .pth file, or of a folder, .zip or .tar of images (CelebA, 3D
-    Chairs)."""
+    """Data set: the name of one made here, such as "dsprites"; or the path of a published set
+    (dSprites .npz, 3D Shapes .h5, 3D Faces .pth, MPI3D .npz, Cars3D, SmallNORB), of a .npz, .npy
+    or .h5 with an array of images, or of a folder, .zip or .tar of pictures (CelebA, 3D Chairs)."""
+    images: str | None = None
+    """Array of images in the file, where it holds several; None takes the only one."""
+    factors: str | None = None
+    """Labels: an array in the file, or several with commas between; a .csv or .npy file with a row
+    for each image; for pictures, a .csv whose first column names them. None looks for labels,
+    factors, y and the like in the file, or for labels.csv or factors.csv in or beside the folder;
+    "no" trains without."""
     image_size: int | None = None
     """Side in pixels to which the pictures of a folder, .zip or .tar are resized, at least 16; None
     is 64. Any other data set comes at its own size, which is all that may be given."""

@@ -10,7 +10,6 @@ Importing this loads PyTorch and the ops; what the metrics need is loaded when o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,6 +65,7 @@ def score(
     batch_size: int = 128,
     num_workers: int = 0,
     key: str | int | None = None,
+    factors: Any = None,
 ) -> (
     metrics.FactorVaeResult
     | metrics.BetaVaeResult
@@ -73,7 +73,7 @@ def score(
     | metrics.SapResult
     | metrics.DciResult
 ):
-    """The metric's score of the codes that ``encode`` gives the images of a full grid of factors.
+    """The metric's score of the codes that ``encode`` gives images of a full grid, or with labels.
 
     Only the images that the protocol reads are encoded, each once, without gradients. The mode of
     your modules is left as it is: call ``model.eval()`` first.
@@ -84,12 +84,14 @@ def score(
             protocol's pruning. Tensors on any device, or NumPy arrays; or a distribution of
             :mod:`torch.distributions`, whose mean is scored; or a dictionary or object with mu (or
             mean) and logvar (or log_var).
-        dataset: image i has the mixed-radix digits of i as its factor classes, the last factor
-            fastest. A :class:`fvae.data.Store` (images come as float32 in 0..1), an array or
-            tensor ``[N, ...]`` (which come as they are), or a map-style data set of PyTorch or
-            Hugging Face, or a list: items are images, tuples that begin with one, or dictionaries
-            that hold one (:func:`fvae.items.image_of`). PIL images come as uint8 ``[C, H, W]``.
-        factor_sizes: K sizes, each at least 2, whose product is N; None takes the store's.
+        dataset: images of a full grid, of which image i has the mixed-radix digits of i as its
+            factor classes, the last factor fastest, or images with ``factors``. A
+            :class:`fvae.data.Store` (images come as float32 in 0..1), an array or tensor
+            ``[N, ...]`` (which come as they are), or a map-style data set of PyTorch or Hugging
+            Face, or a list: items are images, tuples that begin with one, or dictionaries that hold
+            one (:func:`fvae.items.image_of`). PIL images come as uint8 ``[C, H, W]``.
+        factor_sizes: of a full grid, K sizes, each at least 2, whose product is N. Without it and
+            without factors a store's own are taken.
         metric: a name in :data:`fvae.registry.METRICS`: "factor_vae", "beta_vae", "mig", "sap",
             "dci".
         protocol: of "factor_vae" and "beta_vae"; the others have one protocol.
@@ -97,15 +99,17 @@ def score(
         batch_size: images encoded at a time.
         num_workers: processes that read a map-style data set, as of PyTorch's ``DataLoader``.
         key: of the image in an item; None takes the first of :data:`fvae.items.IMAGE_KEYS`.
+        factors: of any images, in place of the sizes: labels ``[N, K]``, as every metric takes
+            them (:meth:`fvae.metrics.Factors.of`).
 
     Returns:
         the result of :func:`fvae.metrics.factor_vae_score` or its sister: ``.score``, and the
         constants that it means something with, in ``.protocol``.
 
     Raises:
-        UserError: the data set has another length than the factor sizes say, ``encode`` gives
-            another shape or a code that is not finite, or a metric, protocol or size does not
-            exist.
+        UserError: the data set has another length than the factors say, ``encode`` gives another
+            shape or a code that is not finite, a label is invalid, or a metric, protocol or size
+            does not exist.
     """
     from fvae import items, metrics
 
@@ -115,17 +119,15 @@ def score(
     except TypeError as error:
         raise UserError(str(error)) from None
     items.check(dataset)
-    if factor_sizes is None:
-        factor_sizes = getattr(dataset, "factor_sizes", None)
-        if not factor_sizes:
-            raise UserError("factor_sizes: the data set has none of its own; give one a factor")
     with as_imported():
-        rows = metrics.needed(factor_sizes, metric, protocol, seed)
-    total = prod(factor_sizes)
+        known = _factors(dataset, factor_sizes, factors)
+        rows = metrics.needed(known, metric, protocol, seed)
+    total = known.rows
     if len(dataset) != total:
+        why = f"the product of factor_sizes {list(known.sizes)}"
         raise UserError(
-            f"dataset: has {len(dataset)} images, expected {total}, the product of factor_sizes"
-            f" {list(factor_sizes)}"
+            f"dataset: has {len(dataset)} images, expected {total},"
+            f" {'one for each row of factors' if known.columns else why}"
         )
     if batch_size < 1:
         raise UserError(f"batch_size: got {batch_size}, expected at least 1")
@@ -152,4 +154,21 @@ def score(
             done += len(images)
     mean_kl = None if kl is None else kl / len(rows)
     with as_imported():
-        return METRICS[metric].score(codes, factor_sizes, protocol, seed, mean_kl)
+        return METRICS[metric].score(codes, known, protocol, seed, mean_kl)
+
+
+def _factors(dataset: Any, factor_sizes: Sequence[int] | None, factors: Any) -> metrics.Factors:
+    """The factors that were given, or else those of a store."""
+    from fvae.data import Store
+    from fvae.evaluate import factors_of
+    from fvae.metrics import factors as given
+
+    if factor_sizes is not None or factors is not None:
+        return given.factors_of(factor_sizes, factors, dataset)
+    if isinstance(dataset, Store) and dataset.factor_names:
+        return factors_of(dataset)[0]
+    if getattr(dataset, "factor_sizes", None):
+        return given.Factors.grid(dataset.factor_sizes)
+    raise UserError(
+        "factor_sizes: the data set has none of its own; give one a factor, or labels as factors="
+    )

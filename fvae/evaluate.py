@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ from fvae.data import Store
 from fvae.device import arithmetic, as_imported
 from fvae.errors import UserError
 from fvae.files import write_atomically
+from fvae.metrics.checks import bins_of
+from fvae.metrics.factors import Factors, Unsuited
+from fvae.metrics.labels import Column, columns_of
 from fvae.models.infogan import InfoGAN
 from fvae.models.vae import VAE
 from fvae.ops import reference
-from fvae.registry import METRICS
-from fvae.training import checkpoint
+from fvae.registry import METRICS, Metric
+from fvae.training import checkpoint, run_data
 
 # Images of 64 x 64 encoded at once, by device. The first layer's output then fits the second-level
 # cache of two cores, or fills a GPU with 0.5 GB.
@@ -90,26 +93,31 @@ def evaluate(
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    bins: int | None = None,
 ) -> dict[str, Any]:
     """Score a run under a protocol, and keep the result as ``eval-<protocol>.json`` in its folder.
 
     Args:
         run: a run folder.
-        store: the data set it was trained on, with factors.
+        store: the data set it was trained on, with factors: a full grid, or labels.
         protocol: a name in ``fvae.metrics.PROTOCOLS``.
         seed: of every random number of the metrics.
         device: where to encode.
         on_progress: called with images encoded and their total.
+        bins: of the mutual information gap, where it is not the protocol's 20; the protocol is
+            then called "kim2018, 50 bins", and the file ``eval-kim2018-bins50.json``.
 
     Returns:
         the contents of the file: scores, votes, protocol constants, seed, images encoded and the
         mean KL of each dimension. A GAN has an estimate of its mutual information instead, and a
-        protocol that drops dimensions by their KL then drops constant ones alone.
+        protocol that drops dimensions by their KL then drops constant ones alone. A metric that
+        cannot be taken of the set's labels has no score, and a note that says why.
 
     Raises:
-        UserError: the set has no factors, the protocol does not exist, or the run cannot be read.
+        UserError: the set has no factors or is another than the run's, the protocol does not exist,
+            no metric can be taken of the labels, or the run cannot be read.
     """
-    if not store.factor_sizes:
+    if not store.factor_names:
         raise UserError(
             f"{store.name}: has no ground-truth factors, so there is no disentanglement score;"
             " `fvae report` shows reconstruction, TC and traversals"
@@ -118,31 +126,105 @@ def evaluate(
         raise UserError(
             f"--protocol: got {protocol!r}, expected one of {', '.join(metrics.PROTOCOLS)}"
         )
+    taken = {name: metric for name, metric in METRICS.items() if protocol in metric.protocols}
+    options = _options(bins, taken.values())
     model = checkpoint.load(run, device)
-    sizes = store.factor_sizes
-    needed = metrics.needed(sizes, protocol=protocol, seed=seed)
+    run_data.check(run, store)
+    factors, left_out = factors_of(store)
+    needed, refused = rows_of(factors, protocol, seed)
     part, information = encode(model, store, needed, lambda done: on_progress(done, len(needed)))
     # NaN where nothing was encoded: a metric that read such a row would say so.
     codes = torch.full((len(store), model.latent_dim), torch.nan)
     codes[needed] = part
 
-    result: dict[str, Any] = {"protocol": protocol, "seed": seed, "images_encoded": len(needed)}
+    called = protocol + "".join(f", {value} {name}" for name, value in options.items())
+    result: dict[str, Any] = {"protocol": called, "seed": seed, "images_encoded": len(needed)}
+    result |= options
+    if factors.columns:
+        kinds = [{"name": c.name, "values": None if c.real else len(c.values)}
+                 for c in factors.columns]  # fmt: skip
+        result |= {"factors": kinds, "factors_left_out": left_out}
     # The threshold below which a protocol drops a dimension is one of the KL to the prior.
     kl = information if model.information_name == "KL" else None
     result["mutual_information_dims" if kl is None else "kl_dims"] = information.tolist()
     for name, metric in METRICS.items():
         # `exhaustive` reads every image and draws nothing; the sampled metrics have no such form.
-        if protocol in metric.protocols:
-            result[name] = _plain(metric.score(codes, sizes, protocol, seed, kl))
-        else:
-            note = f"draws random numbers; use {' or '.join(metric.protocols)}"
-            result[name] = {"score": None, "note": note}
+        note = f"draws random numbers; use {' or '.join(metric.protocols)}"
+        if name in taken and name not in refused:
+            own = {option: options[option] for option in metric.options if option in options}
+            try:
+                result[name] = _plain(metric.score(codes, factors, protocol, seed, kl, **own))
+                continue
+            except Unsuited as error:
+                refused[name] = str(error)
+        result[name] = {"score": None, "note": refused.get(name, note)}
+    _need_one(taken, refused)
     votes = result["factor_vae"]
-    votes["factor_names"] = list(store.factor_names)
-    if kl is None and votes["protocol"]["prune"] == "kl" and not votes["note"]:
+    votes |= {"votes": votes.get("votes", []), "factor_names": list(factors.names)}
+    if kl is None and votes.get("protocol", {}).get("prune") == "kl" and not votes["note"]:
         votes["note"] = "the model has no KL: only constant dimensions are dropped"
-    write_atomically(run / f"eval-{protocol}.json", json.dumps(result, indent=2) + "\n")
+    name = f"eval-{protocol}" + "".join(f"-{k}{v}" for k, v in options.items())
+    write_atomically(run / f"{name}.json", json.dumps(result, indent=2) + "\n")
     return result
+
+
+def factors_of(store: Store) -> tuple[Factors, dict[str, str]]:
+    """Return the factors of a data set, and names and reasons of labels that are none.
+
+    Raises:
+        UserError: no factor is left.
+    """
+    if store.labels is None:
+        return Factors.grid(store.factor_sizes, store.factor_names), {}
+    kept: list[Column] = []
+    left_out = {}
+    for name, labels in zip(store.factor_names, store.labels.T, strict=True):
+        if bool((labels == labels[0]).all()):
+            left_out[name] = "has one value"
+            continue
+        (column,) = columns_of(labels, [name])
+        if column.names_rows:
+            left_out[name] = "has a value for each image or so"
+        else:
+            kept.append(column)
+    if not kept:
+        why = "; ".join(f"{name} {reason}" for name, reason in left_out.items())
+        raise UserError(f"{store.name}: no label is a factor that can be scored: {why}")
+    names = tuple(column.name for column in kept)
+    return Factors(tuple(len(c.values) for c in kept), tuple(kept), names), left_out
+
+
+def rows_of(factors: Factors, protocol: str, seed: int = 0) -> tuple[torch.Tensor, dict[str, str]]:
+    """Return the rows that all metrics of a protocol read, and why some cannot be taken.
+
+    Raises:
+        UserError: none can be taken of such labels.
+    """
+    taken = [name for name, metric in METRICS.items() if protocol in metric.protocols]
+    refused: dict[str, str] = {}
+    used = torch.zeros(factors.rows, dtype=torch.bool)
+    for name in taken:
+        try:
+            used[metrics.needed(factors, name, protocol, seed)] = True
+        except Unsuited as error:
+            refused[name] = str(error)
+    _need_one(taken, refused)
+    return used.nonzero().flatten(), refused
+
+
+def _options(bins: int | None, taken: Iterable[Metric]) -> dict[str, Any]:
+    """Return the options that differ from the protocol's constants."""
+    if bins is None or bins_of(bins) == metrics.MIG.bins:
+        return {}
+    if not any("bins" in metric.options for metric in taken):
+        raise UserError(f"--bins {bins}: this protocol has no metric that takes bins; leave it out")
+    return {"bins": bins_of(bins)}
+
+
+def _need_one(taken: Iterable[str], refused: dict[str, str]) -> None:
+    """Raise the first reason where no metric is left."""
+    if refused and set(taken) <= set(refused):
+        raise UserError(next(iter(refused.values())))
 
 
 def _plain(value: Any) -> Any:

@@ -74,11 +74,14 @@ class Metric:
     Attributes:
         name: key of its result in ``eval-*.json``, column of every table.
         about: one line.
-        score: ``score(codes, factor_sizes, protocol, seed, kl)`` returns a dataclass with a
-            ``score``; kl is None or the mean KL of each dimension, nats.
-        rows: ``rows(factor_sizes, protocol, seed)`` yields the rows of the codes that it reads,
-            int64, in any order and with repeats.
+        score: ``score(codes, factors, protocol, seed, kl)`` returns a dataclass with a ``score``,
+            and where they are worth saying a ``ceiling`` and a ``note``. Factors are a
+            :class:`fvae.metrics.Factors`: labels of the rows, or a full grid, of which it is the
+            sequence of its sizes. kl is None or the mean KL of each dimension, nats.
+        rows: ``rows(factors, protocol, seed)`` yields the rows of the codes that it reads, int64,
+            in any order and with repeats.
         protocols: names of ``fvae eval --protocol`` under which it exists.
+        options: keyword arguments of ``score`` that ``fvae eval`` may give, such as "bins".
     """
 
     name: str
@@ -86,6 +89,7 @@ class Metric:
     score: Callable[..., Any]
     rows: Callable[..., Any]
     protocols: tuple[str, ...] = ("kim2018", "locatello2019")
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class DataSet:
     about: str
     build: Callable[..., Any]
     key: str | None = None
+    takes: str = ""
 
 
 Entry = TypeVar("Entry", Objective, Metric, DataSet)

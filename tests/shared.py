@@ -65,7 +65,7 @@ HOST_BACKENDS = [name for name in ("reference", "cpp") if name in ops.BACKENDS]
 needs_extension = pytest.mark.skipif(
     "cpp" not in ops.BACKENDS, reason=f"no extension: {ops.EXTENSION_ERROR}"
 )
-CODE_DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+CODE_DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 # Strategies: any grid of factors, and codes of it.
 GRIDS = {
@@ -82,6 +82,34 @@ def drawn_codes(sizes, models, dims, dtype, seed, mean=0.0):
     generator = torch.Generator().manual_seed(seed % 2**63)
     codes = torch.randn(models, prod(sizes), dims, generator=generator) + mean
     return codes.to(dtype), generator
+
+
+def grid_classes(sizes):
+    """Classes [N, K] of the rows of a grid."""
+    return torch.stack(torch.unravel_index(torch.arange(prod(sizes)), tuple(sizes)), dim=1)
+
+
+def grid_index(sizes):
+    """A grid as labels."""
+    return ops.RowIndex.of(grid_classes(sizes))
+
+
+def drawn_classes(rows, sizes, seed):
+    """Random labels [rows, K], correlated, some values rare: at most so many values of each factor.
+
+    Every value up to the greatest occurs, and each factor has two.
+    """
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    shared = torch.rand(rows, 1, generator=generator)
+    mixed = (shared + torch.rand(rows, len(sizes), generator=generator)) / 2
+    classes = (mixed**2 * torch.tensor(sizes)).long()
+    classes[0], classes[1] = 0, 1
+    return torch.stack([c.unique(return_inverse=True)[1] for c in classes.unbind(1)], dim=1)
+
+
+def drawn_index(rows, sizes, seed):
+    """Such labels' index."""
+    return ops.RowIndex.of(drawn_classes(rows, sizes, seed))
 
 
 # --- machines -------------------------------------------------------------------------------------

@@ -197,10 +197,10 @@ def tiff(path, values, order="<", extra=None, planar=1, photometric=None):
     return path
 
 
-def refusal(source):
+def refusal(source, load=load, **options):
     """The one-line message with which load refuses a source."""
     with pytest.raises(UserError) as caught:
-        load(source)
+        load(source, **options)
     message = str(caught.value)
     assert "\n" not in message and str(source) in message
     assert "weights_only" not in message

@@ -378,7 +378,7 @@ def test_first_light_runs_at_tiny_sizes(tmp_path, capsys):
 def test_first_light_fails_where_an_op_is_not_its_reference(tmp_path, monkeypatch):
     monkeypatch.setattr(first_light, "_DTYPES", (torch.float32,))
     monkeypatch.setattr(ops, "backend_of", lambda op, device: "fast")
-    assert first_light.metric_checks(Setup("cpu"))["checks"] == 3 * 2 * 2 * 5
+    assert first_light.metric_checks(Setup("cpu"))["checks"] == 4 * 2 * 2 * 5
     monkeypatch.setattr(
         ops, "pair_features", lambda *_, backend, **__: torch.ones(1) * (not backend)
     )

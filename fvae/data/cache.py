@@ -8,6 +8,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -79,6 +80,8 @@ def from_cache(path: Path) -> Store | None:
         pass  # not there, or the folder cannot be used: then saving will say so
     except ValueError as error:
         warn(f"cached data {path} is damaged ({error}); building it again")
+        with suppress(OSError):
+            path.unlink()
     return None
 
 
@@ -95,7 +98,11 @@ def load_file(path: Path) -> Store:
         fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
         # Copy-on-write: torch wants writable memory, and the file stays as it is.
         data = np.memmap(file, np.uint8, "c", start, fields.pop("shape"))
-    return Store(data=torch.from_numpy(data), **fields)
+        labels = None
+        if dtype := fields.pop("labels", None):
+            file.seek(start + data.nbytes)
+            labels = torch.from_numpy(np.fromfile(file, dtype).reshape(len(data), -1))
+    return Store(data=torch.from_numpy(data), labels=labels, **fields)
 
 
 def _read_header(file: BinaryIO) -> tuple[str, str]:
@@ -111,39 +118,62 @@ def _read_header(file: BinaryIO) -> tuple[str, str]:
 def _save(path: Path, store: Store) -> None:
     """Write a store whole or not at all. Raises OSError."""
     content = store.data.contiguous().numpy().data.cast("B")
-    shape = list(store.data.shape)
+    labels = labels_bytes(store.labels)
+
+    def digest_data(digest: "hashlib._Hash") -> None:
+        digest.update(content)
+        digest.update(labels)
+
     fields = ["name", "image_shape", "binary", "factor_names", "factor_sizes"]
     fields += ["note"] if store.note else []
     header = file_header(
         {field: getattr(store, field) for field in fields},
-        shape,
-        lambda digest: digest.update(content),
+        list(store.data.shape),
+        digest_data,
+        store.labels,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, header, content)
+    write_atomically(path, header, content, labels)
+
+
+def labels_bytes(labels: torch.Tensor | None) -> bytes:
+    """What stands after the data in a cache file: the labels, row-major and little-endian."""
+    if labels is None:
+        return b""
+    array = labels.contiguous().numpy()
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def file_header(
     fields: dict[str, Any],
     shape: list[int],
     digest_data: Callable[["hashlib._Hash"], object],
+    labels: torch.Tensor | None = None,
     length: int = 0,
 ) -> bytes:
     """What stands before the data in a cache file.
 
     Args:
-        fields: the store's fields other than its data.
+        fields: the store's fields other than its data and labels.
         shape: ``[N, bytes]`` of the data.
-        digest_data: feeds the data to the hash object that it is given.
+        digest_data: feeds the data, then :func:`labels_bytes`, to the hash object that it is given.
+        labels: the store's.
         length: bytes that the header fills at least.
     """
+    end = prod(shape)
+    tensors = {"data": {"dtype": "U8", "shape": shape, "data_offsets": [0, end]}}
+    if labels is not None:
+        kind = "i8" if labels.dtype == torch.int64 else "f8"
+        fields = fields | {"labels": "<" + kind}
+        tensors["labels"] = {
+            "dtype": {"i8": "I64", "f8": "F64"}[kind],
+            "shape": list(labels.shape),
+            "data_offsets": [end, end + labels.nbytes],
+        }
     description = json.dumps(fields | {"shape": shape})
     digest = hashlib.sha256(description.encode())
     digest_data(digest)
-    header = {
-        "__metadata__": {"store": description, "sha256": digest.hexdigest()},
-        "data": {"dtype": "U8", "shape": shape, "data_offsets": [0, prod(shape)]},
-    }
+    header = {"__metadata__": {"store": description, "sha256": digest.hexdigest()}} | tensors
     text = json.dumps(header).encode().ljust(length - 8)
     text += b" " * (-(8 + len(text)) % 64)  # the data starts aligned for any processor
     return len(text).to_bytes(8, "little") + text

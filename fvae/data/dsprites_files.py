@@ -10,12 +10,24 @@ import h5py
 import numpy as np
 import torch
 
+from fvae.data.arrays import Array
 from fvae.data.dsprites import NAMES, SIDE
-from fvae.data.reading import CHUNK, check_array, grid_sizes, h5_arrays, reading
+from fvae.data.reading import CHUNK, check_array, grid_sizes, h5_arrays, is_grid, reading
 from fvae.data.store import Store
 from fvae.errors import UserError
 
 _PIXELS = SIDE * SIDE
+
+
+def is_dsprites(arrays: dict[str, Array]) -> bool:
+    """Whether arrays are laid out as dSprites is published: a full grid in order."""
+    images = arrays.get("imgs")
+    classes = arrays.get("latents_classes", arrays.get("latents/classes"))
+    if images is None or images.shape[1:] != (SIDE, SIDE) or images.dtype != np.uint8:
+        return False
+    if classes is None or classes.dtype.kind not in "iu" or len(classes.shape) != 2:
+        return False
+    return classes.shape == (images.shape[0], len(NAMES) + 1) and is_grid(classes.whole())
 
 
 def load_dsprites_npz(path: Path, progress: Callable[[float], None] = lambda done: None) -> Store:

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fvae.config import IMAGE_SIZE
 from fvae.data.cache import warn
 from fvae.data.deep import Depth, bits_said, eight_bits, within_16_bits
+from fvae.data.factors import NO_FACTORS, KnownFactors, without_rows
 from fvae.data.image_files import FORMATS, ImageFiles, opened
 from fvae.data.partial import Partial
 from fvae.errors import UserError
@@ -31,7 +32,8 @@ def convert_images(
     partial: Partial,
     progress: Callable[[float], None] = lambda done: None,
     side: int = IMAGE_SIZE,
-) -> str:
+    label: Callable[[list[str]], KnownFactors] | None = None,
+) -> tuple[str, KnownFactors]:
     """Decode every image of a folder or archive into a partial conversion, in order of its path.
 
     Colour images give ``[3, side, side]``; if every image of the set is gray by its file format,
@@ -45,9 +47,12 @@ def convert_images(
         partial: takes the rows; what it holds already is not decoded again.
         progress: called with the finished fraction, 0..1.
         side: height and width in pixels of what comes out.
+        label: gives the factors of the images of those paths; where they are a full grid, the
+            images come in its order.
 
     Returns:
-        The name of the set: "3dchairs" or "celeba" by its layout, or else the path's own.
+        The name of the set: "3dchairs" or "celeba" by its layout, or else the path's own; and the
+        factors of the images that are not broken.
 
     Raises:
         UserError: there is no image, none can be decoded, or the disk failed at reading one.
@@ -57,6 +62,9 @@ def convert_images(
         warnings.filterwarnings("ignore", module=r"PIL\.")
         layout = _layout(path, files)
         name, crop = layout or ((path.stem if listing is None else path.name)[:60], None)
+        names, known = files.names, NO_FACTORS if label is None else label(files.names)
+        if known.places is not None:
+            names = [names[i] for i in np.argsort(known.places)]
         # In a set of colour images the first one tells.
         channels = 1 if all(mode in _GRAY for mode, _ in _headers(path, files)) else 3
         partial.start((channels, side, side))
@@ -65,11 +73,13 @@ def convert_images(
         def attempt(image: str) -> np.ndarray | str:
             return _or_reason(path, image, lambda: _row(files, image, crop, channels, side, depth))
 
-        total, named = len(files.names), 0
+        total, named = len(names), 0
         while partial.done < total:
-            chunk = files.names[partial.done : partial.done + _CHUNK]
+            chunk = names[partial.done : partial.done + _CHUNK]
             rows = []
-            for image, result in zip(chunk, pool.map(attempt, chunk), strict=True):
+            for i, (image, result) in enumerate(zip(chunk, pool.map(attempt, chunk), strict=True)):
+                if isinstance(result, str):
+                    partial.skipped.append(partial.done + i)
                 if not isinstance(result, str):
                     rows.append(result)
                 elif (named := named + 1) <= _NAMED:
@@ -83,7 +93,7 @@ def convert_images(
         warn(
             f"{path}: left out {total - partial.rows:,} of {total:,} image files, which are broken"
         )
-    return name
+    return name, without_rows(known, partial.skipped)
 
 
 def _layout(path: Path, files: ImageFiles) -> tuple[str, int] | None:

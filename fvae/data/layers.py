@@ -63,3 +63,6 @@ class LayeredStore(Store):
             total = pixels if total is None else total.add_(pixels)
         assert total is not None  # there is a part at least, or no factor sizes would fit
         return total.view(*indices.shape, -1)
+
+    def _made_of(self) -> bytes:
+        return f"{self.factor_sizes} {self.parts}".encode()

@@ -1,5 +1,6 @@
 """Reading files that somebody else wrote: checks, and errors that say what to do."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
@@ -22,7 +23,7 @@ def reading(path: Path, expected: str) -> Iterator[None]:
         expected: what the file should have been, for the message.
 
     Raises:
-        UserError: the block raised an error of any kind.
+        UserError: the block raised an error of any kind but a full disk.
     """
     try:
         yield
@@ -31,6 +32,8 @@ def reading(path: Path, expected: str) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the path of {expected}") from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # what is read goes somewhere, and there is no room
         # Damaged bytes make zipfile, zlib, numpy and h5py raise nearly anything: BadZipFile,
         # zlib.error, EOFError, OSError, KeyError, RuntimeError, TypeError, tokenize.TokenError.
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -98,16 +101,23 @@ def grid_sizes(path: Path, key: str, classes: np.ndarray) -> tuple[int, ...]:
     if not len(classes):
         raise UserError(f"{path}: {key} is empty; use the file as it was published")
     sizes = tuple(int(largest) + 1 for largest in classes.max(axis=0))
-    in_order = prod(sizes) == len(classes) and all(
-        np.array_equal(column, digits)
-        for column, digits in zip(classes.T, _digits(sizes), strict=True)
-    )
-    if not in_order:
+    if not is_grid(classes):
         raise UserError(
             f"{path}: the {len(classes)} rows of {key} are not the full grid {list(sizes)} in "
             "row-major order, last factor fastest; use the file as it was published"
         )
     return sizes
+
+
+def is_grid(classes: np.ndarray) -> bool:
+    """Whether row i of ``[N, K]`` holds the mixed-radix digits of i, last factor fastest."""
+    if not len(classes):
+        return False
+    sizes = tuple(int(largest) + 1 for largest in classes.max(axis=0))
+    return prod(sizes) == len(classes) and all(
+        np.array_equal(column, digits)
+        for column, digits in zip(classes.T, _digits(sizes), strict=True)
+    )
 
 
 def _digits(sizes: tuple[int, ...]) -> Iterator[np.ndarray]:

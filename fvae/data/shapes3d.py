@@ -8,12 +8,23 @@ import h5py
 import numpy as np
 import torch
 
-from fvae.data.reading import CHUNK, check_array, grid_sizes, h5_arrays, reading
+from fvae.data.arrays import Array
+from fvae.data.reading import CHUNK, check_array, grid_sizes, h5_arrays, is_grid, reading
 from fvae.data.store import Store
 from fvae.errors import UserError
 
 NAMES = ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation")
 SHAPE = (3, 64, 64)
+
+
+def is_shapes3d(arrays: dict[str, Array]) -> bool:
+    """Whether arrays are laid out as 3D Shapes is published: a full grid in order."""
+    images, labels = arrays.get("images"), arrays.get("labels")
+    if images is None or images.shape[1:] != (*SHAPE[1:], SHAPE[0]) or images.dtype != np.uint8:
+        return False
+    if labels is None or labels.dtype.kind != "f" or labels.shape != (images.shape[0], len(NAMES)):
+        return False
+    return is_grid(_classes(labels.whole()))
 
 
 def load_shapes3d_h5(path: Path, progress: Callable[[float], None] = lambda done: None) -> Store:
@@ -40,8 +51,7 @@ def load_shapes3d_h5(path: Path, progress: Callable[[float], None] = lambda done
         images, labels = h5_arrays(file, "images", "labels")
         check_array(path, "images", images, (None, *SHAPE[1:], SHAPE[0]), np.uint8)
         check_array(path, "labels", labels, (None, len(NAMES)), np.floating)
-        classes = [np.unique(column, return_inverse=True)[1] for column in labels[:].T]
-        sizes = grid_sizes(path, "labels", np.stack(classes, axis=1))
+        sizes = grid_sizes(path, "labels", _classes(labels[:]))
         if len(images) != len(labels):
             raise UserError(
                 f"{path}: {len(images)} images for {len(labels)} labels; "
@@ -54,3 +64,8 @@ def load_shapes3d_h5(path: Path, progress: Callable[[float], None] = lambda done
             progress(stop / len(images))
     flat = torch.from_numpy(data.reshape(len(data), prod(SHAPE)))
     return Store("3dshapes", flat, SHAPE, False, NAMES, sizes)
+
+
+def _classes(labels: np.ndarray) -> np.ndarray:
+    """The number of each label among its column's sorted values, ``[N, K]``."""
+    return np.stack([np.unique(c, return_inverse=True)[1] for c in labels.T], axis=1)

@@ -1,26 +1,35 @@
 """The packed store: a whole data set as one uint8 matrix, and the images it stands for."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from fvae import philox
 from fvae.errors import UserError
+from fvae.philox import Philox, Stream
 
 Indices = int | Sequence[int] | np.ndarray | torch.Tensor
 
+# Above this size in bytes, a checksum is of a sample of rows.
+_HASHED_WHOLE = 1 << 29
+_SAMPLE = 1 << 14
+
 # Row b holds the bits of byte b, lowest first. Looking rows up is the fastest way to unpack.
-_BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)
+BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """A data set whose image i has the mixed-radix digits of i as its factor classes.
+    """A data set whose image i has the mixed-radix digits of i as its factor classes, or labels.
 
-    The last factor varies fastest, as in a row-major array indexed by the factors.
+    In a full grid the last factor varies fastest, as in a row-major array indexed by the factors.
+    A set that is no full grid, where combinations are missing or repeated, has ``labels`` instead.
 
     Attributes:
         name: what the set is called in logs and reports.
@@ -28,8 +37,11 @@ class Store:
             is bit ``p % 8`` of byte ``p // 8``. Any other set holds the flattened CHW bytes.
         image_shape: (C, H, W) in pixels.
         binary: whether ``data`` is bit-packed.
-        factor_names: one name for each factor; empty when the set has no known factors.
-        factor_sizes: how many values each factor takes; their product is N.
+        factor_names: one name for each of K factors; empty when the set has no known factors.
+        factor_sizes: how many values each factor takes; their product is N. Empty where the set is
+            no full grid.
+        labels: int64 or float64 ``[N, K]``, row i the labels of image i in the units of the file,
+            finite; None for a full grid and for a set without factors. They stay on the CPU.
         note: what is to be known of how the images were made from their files; "" for nothing.
 
     Raises:
@@ -45,6 +57,7 @@ class Store:
     binary: bool
     factor_names: tuple[str, ...] = ()
     factor_sizes: tuple[int, ...] = ()
+    labels: torch.Tensor | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -56,7 +69,9 @@ class Store:
                 f"store {self.name}: data is {list(self.data.shape)} {self.data.dtype}, expected "
                 f"[N, {width}] torch.uint8 for images {list(self.image_shape)}"
             )
-        if len(self.factor_names) != len(self.factor_sizes):
+        if self.labels is not None:
+            self._check_labels(self.labels)
+        elif len(self.factor_names) != len(self.factor_sizes):
             raise UserError(
                 f"store {self.name}: {len(self.factor_names)} factor names for "
                 f"{len(self.factor_sizes)} factor sizes; give one name for each"
@@ -67,6 +82,18 @@ class Store:
                 f"{list(self.factor_sizes)} need {prod(self.factor_sizes)}"
             )
 
+    def _check_labels(self, labels: torch.Tensor) -> None:
+        if self.factor_sizes:
+            raise UserError(f"store {self.name}: has factor sizes and labels; give one of them")
+        wanted = (len(self), len(self.factor_names))
+        if labels.shape != wanted or labels.dtype not in (torch.int64, torch.float64):
+            raise UserError(
+                f"store {self.name}: labels are {list(labels.shape)} {labels.dtype}, expected"
+                f" {list(wanted)} torch.int64 or torch.float64, a column for each factor name"
+            )
+        if labels.device.type != "cpu" or not bool(labels.isfinite().all()):
+            raise UserError(f"store {self.name}: labels are not finite numbers on the CPU")
+
     def __len__(self) -> int:
         """The number of images N."""
         return self.data.shape[0]
@@ -76,8 +103,39 @@ class Store:
         """The size of the packed data in bytes."""
         return self.data.nbytes
 
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this set from another: shape, count, kind and a checksum of the images.
+
+        Labels do not count: they may come later, or from another file. The SHA-256 is of all that
+        is packed up to 512 MB; above, of the first and the last row and of 16,384 rows between,
+        the same in every set of that size.
+
+        Returns:
+            name, image_shape, count, binary and checksum, as JSON has them.
+        """
+        rows, count = self.data, len(self.data)
+        if rows.nbytes > _HASHED_WHOLE:
+            rng = Philox(0, device=rows.device)
+            stream = Stream.SAMPLE.at(rng.lane)
+            drawn = philox.integers(rng.seed, rng.step, stream, _SAMPLE, count)
+            rows = rows[torch.cat([drawn.new_tensor([0, count - 1]), drawn])]
+        digest = hashlib.sha256(rows.contiguous().cpu().numpy().data)
+        digest.update(self._made_of())
+        return {
+            "name": self.name,
+            "image_shape": list(self.image_shape),
+            "count": len(self),
+            "binary": self.binary,
+            "checksum": digest.hexdigest(),
+        }
+
+    def _made_of(self) -> bytes:
+        """What the images depend on beside ``data``."""
+        return b""
+
     def to(self, device: torch.device | str) -> "Store":
-        """The same store with its data on a device.
+        """The same store with its data on a device; the labels stay on the CPU.
 
         Args:
             device: where to; the data is copied only if it is elsewhere.
@@ -110,23 +168,27 @@ class Store:
         """
         rows = self.rows(self._checked(indices).to(self.data.device))
         if self.binary:
-            bits = torch.nn.functional.embedding(rows.int(), _BITS.to(rows.device))
+            bits = torch.nn.functional.embedding(rows.int(), BITS.to(rows.device))
             rows = bits.flatten(1)[:, : prod(self.image_shape)]
         return rows.reshape(-1, *self.image_shape)
 
     def factors(self, indices: Indices) -> torch.Tensor:
-        """The factor classes of the images at the given indices: the mixed-radix digits.
+        """The factors of the images at the given indices: the mixed-radix digits, or the labels.
 
         Args:
             indices: whole numbers in 0..N-1, ``[n]``.
 
         Returns:
-            int64 ``[n, K]``, entry k in 0..factor_sizes[k]-1.
+            ``[n, K]`` on the indices' device: int64, entry k in 0..factor_sizes[k]-1, or rows of
+            ``labels`` in their dtype.
 
         Raises:
             IndexError: an index is out of range.
             UserError: the set has no factors, or the indices are not whole numbers.
         """
+        if self.labels is not None:
+            indices = self._checked(indices)
+            return self.labels[indices.cpu()].to(indices.device)
         self._need_factors()
         rest, digits = self._checked(indices), []
         for size in reversed(self.factor_sizes):
@@ -145,8 +207,8 @@ class Store:
 
         Raises:
             IndexError: a class is out of range.
-            UserError: the set has no factors, or classes has another shape or is not of whole
-                numbers.
+            UserError: the set is no full grid of factors, or classes has another shape or is not
+                of whole numbers.
         """
         self._need_factors()
         classes = _whole_numbers(classes, "classes")
@@ -167,6 +229,11 @@ class Store:
         return indices
 
     def _need_factors(self) -> None:
+        if self.labels is not None:
+            raise UserError(
+                f"data set {self.name} is no full grid: several images or none may have the same"
+                " factors; look in its labels"
+            )
         if not self.factor_sizes:
             raise UserError(
                 f"data set {self.name} has no known factors; use dSprites or 3D Shapes for this"

@@ -1,4 +1,4 @@
-"""Disentanglement scores of a representation, as index arithmetic over the codes of a full grid.
+"""Disentanglement scores of a representation: codes of a full grid of factors, or with labels.
 
 Scores are comparable only within one protocol: each protocol is a named set of constants in
 :mod:`fvae.metrics.protocols`, and every result names the one that made it.
@@ -7,6 +7,7 @@ Scores are comparable only within one protocol: each protocol is a named set of 
 from fvae.metrics.beta_vae import BetaVaeResult, beta_vae_score
 from fvae.metrics.dci import DciResult, dci_score
 from fvae.metrics.factor_vae import FactorVaeResult, factor_vae_score
+from fvae.metrics.factors import Factors
 from fvae.metrics.mig import MigResult, mig_score
 from fvae.metrics.protocols import (
     BETA_VAE,
@@ -39,6 +40,7 @@ __all__ = [
     "DciResult",
     "FactorVaeProtocol",
     "FactorVaeResult",
+    "Factors",
     "MigProtocol",
     "MigResult",
     "SapProtocol",

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fvae import ops
 from fvae.device import as_imported
-from fvae.metrics.checks import codes_of, factor_sizes_of, require_finite, seed_of
+from fvae.metrics.checks import codes_of, require_finite, seed_of
+from fvae.metrics.factors import Labels, factors_of
 from fvae.metrics.protocols import BETA_VAE, BetaVaeProtocol, lookup
 from fvae.metrics.sampling import EVAL_LANE, TRAIN_LANE, beta_vae_rows
 from fvae.philox import Philox
@@ -29,36 +30,43 @@ class BetaVaeResult:
             protocol has them (locatello2019), else on the training points. Chance is about 1 / K.
         train_score: accuracy on the training points.
         protocol: the constants; its ``name`` says which.
+        note: empty, or what a reader of the score should know.
     """
 
     score: float
     train_score: float
     protocol: BetaVaeProtocol
+    note: str = ""
 
 
 @as_imported()
 def beta_vae_score(
     codes: Tensor | np.ndarray,
-    factor_sizes: Sequence[int],
+    factor_sizes: Sequence[int] | None = None,
     protocol: str = "kim2018",
     seed: int = 0,
     *,
+    factors: Labels | None = None,
     backend: str | None = None,
 ) -> BetaVaeResult:
     """Score = accuracy of a linear classifier from ``x_j = mean over pairs |z1_j - z2_j|`` to k.
 
     A point fixes factor k. Each of its L pairs draws a value of k, which both images share, and
-    all else of both images at random.
+    all else of both images at random: of labels, the value of a row drawn at random, and two of
+    the rows that have it.
 
     Args:
-        codes: means of the encoder, ``[N, d]``, floating point; row i is the code of the image
-            whose factor classes are the mixed-radix digits of i, the last factor fastest. Rows
-            outside :func:`fvae.metrics.needed` are not read and may be NaN.
-        factor_sizes: K sizes, each at least 2, whose product is N.
+        codes: means of the encoder, ``[N, d]``, floating point. Rows outside
+            :func:`fvae.metrics.needed` are not read and may be NaN.
+        factor_sizes: of a full grid, K sizes, each at least 2, whose product is N; row i of the
+            codes then has the mixed-radix digits of i as factor classes, the last factor fastest.
         protocol: "kim2018" (features standardised, SGDClassifier with log loss, the training
             points score it) or "locatello2019" (LogisticRegression on the features as they are,
             other points score it), a name in :data:`fvae.metrics.BETA_VAE`.
         seed: key of the draws.
+        factors: of any rows, in place of the sizes: labels ``[N, K]`` (or ``[N]``) of the codes'
+            rows, or a :class:`fvae.metrics.Factors`, which says what is a class and what is
+            real-valued.
         backend: of :func:`fvae.ops.pair_features`; None picks.
 
     Returns:
@@ -66,28 +74,30 @@ def beta_vae_score(
 
     Raises:
         UserError: an argument has the wrong shape, dtype or value, a code that is read is not
-            finite, or the protocol does not exist.
+            finite, the protocol does not exist, or a factor is real-valued or has a value that
+            one row only has.
 
     Source: Higgins et al. 2017, section 3; "kim2018": Kim & Mnih 2018, appendix;
     "locatello2019": Locatello et al. 2019, appendix.
     """
-    sizes = factor_sizes_of(factor_sizes)
-    codes = codes_of(codes, sizes)
+    given = factors_of(factor_sizes, factors, codes)
+    codes = codes_of(codes, given)
     constants = lookup(BETA_VAE, "beta_vae", protocol)
     rng = Philox(seed_of(seed), device=codes.device)
-    require_finite(codes, lambda: beta_vae_rows(sizes, constants, rng))
+    groups = given.groups(codes.device)
+    require_finite(codes, lambda: beta_vae_rows(given, constants, rng))
 
     def points(count: int, lane: int) -> tuple[np.ndarray, np.ndarray]:
         """Features float64 [count, d] and fixed factors int64 [count]."""
-        features, factors = ops.pair_features(
-            codes, sizes, points=count, pairs=constants.pairs, rng=rng.at_lane(lane),
+        features, fixed = ops.pair_features(
+            codes, groups, points=count, pairs=constants.pairs, rng=rng.at_lane(lane),
             balanced=constants.balanced, backend=backend,
         )  # fmt: skip
-        return features.double().cpu().numpy(), factors.cpu().numpy()
+        return features.double().cpu().numpy(), fixed.cpu().numpy()
 
     x, k = points(constants.points, TRAIN_LANE)
     if (k == k[0]).all():  # one factor: nothing to tell apart, and no classifier takes it
-        return BetaVaeResult(1.0, 1.0, constants)
+        return BetaVaeResult(1.0, 1.0, constants, "one factor: there is nothing to tell apart")
     model = _classifier(constants)
     with warnings.catch_warnings():
         # A classifier that stops at max_iter is scored as it is.

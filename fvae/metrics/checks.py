@@ -1,34 +1,14 @@
 """What every metric asks of its arguments."""
 
 import operator
-from collections.abc import Callable, Sequence
-from math import prod
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fvae.errors import UserError
-
-
-def factor_sizes_of(factor_sizes: Sequence[int]) -> tuple[int, ...]:
-    """Return the factor sizes as ints.
-
-    Raises:
-        UserError: there is none, or one is not a whole number of at least 2.
-    """
-    try:
-        sizes = tuple(operator.index(n) for n in factor_sizes)
-    except TypeError:
-        raise UserError(
-            f"factor_sizes: got {factor_sizes!r}, expected whole numbers, one for each factor"
-        ) from None
-    if not sizes or min(sizes) < 2:
-        raise UserError(
-            f"factor_sizes: got {list(sizes)}, expected at least one factor, each of at least 2"
-            " values (leave out a factor of one value)"
-        )
-    return sizes
+from fvae.metrics.factors import Factors
 
 
 def seed_of(seed: int) -> int:
@@ -43,12 +23,26 @@ def seed_of(seed: int) -> int:
         raise UserError(f"seed: got {seed!r}, expected a whole number") from None
 
 
-def codes_of(codes: Tensor | np.ndarray, sizes: Sequence[int]) -> Tensor:
+def bins_of(bins: int) -> int:
+    """Return the bins as an int.
+
+    Raises:
+        UserError: they are not a whole number from 2 to 10,000.
+    """
+    try:
+        if 2 <= operator.index(bins) <= 10_000:
+            return operator.index(bins)
+    except TypeError:
+        pass
+    raise UserError(f"bins: got {bins!r}, expected a whole number from 2 to 10,000")
+
+
+def codes_of(codes: Tensor | np.ndarray, factors: Factors) -> Tensor:
     """Return the codes as a tensor ``[N, d]`` without gradient, on the device they came on.
 
     Raises:
-        UserError: they are not floating point, not 2-D, have no column, or N is not the product
-            of the sizes.
+        UserError: they are not floating point, not 2-D, have no column, or have another number of
+            rows than the factors.
     """
     given = codes if isinstance(codes, Tensor) else np.asarray(codes)
     floating = given.is_floating_point() if isinstance(given, Tensor) else given.dtype.kind == "f"
@@ -57,11 +51,11 @@ def codes_of(codes: Tensor | np.ndarray, sizes: Sequence[int]) -> Tensor:
     shape = list(given.shape)
     if len(shape) != 2 or shape[1] < 1:
         raise UserError(f"codes: got shape {shape}, expected [N, d] with d at least 1")
-    if shape[0] != prod(sizes):
-        raise UserError(
-            f"codes: got {shape[0]} rows, expected {prod(sizes)}, the product of factor_sizes"
-            f" {list(sizes)}"
-        )
+    if shape[0] != factors.rows:
+        why = f"the product of factor_sizes {list(factors.sizes)}"
+        if factors.columns:
+            why = "as factors has; it takes labels, one row a code: sizes are factor_sizes"
+        raise UserError(f"codes: got {shape[0]} rows, expected {factors.rows}, {why}")
     if isinstance(given, Tensor):
         return given.detach()
     # PyTorch takes neither long doubles, swapped bytes, negative strides nor read-only arrays.

@@ -10,7 +10,8 @@ from torch import Tensor
 from fvae import ops
 from fvae.device import as_imported
 from fvae.errors import UserError
-from fvae.metrics.checks import codes_of, factor_sizes_of, require_finite, seed_of
+from fvae.metrics.checks import codes_of, require_finite, seed_of
+from fvae.metrics.factors import Labels, factors_of
 from fvae.metrics.protocols import FACTOR_VAE, FactorVaeProtocol, lookup
 from fvae.metrics.sampling import EVAL_LANE, TRAIN_LANE, factor_vae_rows, scale_rows
 from fvae.philox import Philox
@@ -30,6 +31,8 @@ class FactorVaeResult:
         train_score: accuracy on the votes that trained the classifier.
         eval_score: accuracy on the evaluation votes; None where the protocol has none.
         note: empty, or what a reader of the score should know.
+        ceiling: the greatest score that votes of these factors and as many active dimensions can
+            have: below 1 where there are fewer dimensions than factors, as each predicts one.
     """
 
     score: float
@@ -39,15 +42,17 @@ class FactorVaeResult:
     train_score: float
     eval_score: float | None = None
     note: str = ""
+    ceiling: float = 1.0
 
 
 @as_imported()
 def factor_vae_score(
     codes: Tensor | np.ndarray,
-    factor_sizes: Sequence[int],
+    factor_sizes: Sequence[int] | None = None,
     protocol: str = "kim2018",
     seed: int = 0,
     *,
+    factors: Labels | None = None,
     kl: Tensor | np.ndarray | Sequence[float] | None = None,
     backend: str | None = None,
 ) -> FactorVaeResult:
@@ -55,20 +60,24 @@ def factor_vae_score(
 
     A vote fixes factor k at one value, draws L images that have it, and goes to the active
     dimension j of least ``var_j(the L images) / var_j(the data set)``; ties to the lowest j. Each
-    dimension then predicts the factor that it voted for most; ties to the lowest k.
+    dimension then predicts the factor that it voted for most; ties to the lowest k. Of labels, the
+    value is that of a row drawn at random, and the L images are drawn among the rows that have it.
 
     Under "exhaustive" nothing is drawn: each value of each factor makes one vote over all images
     that have it, and each factor has the same weight,
     ``score = sum_j max_k (votes[j, k] / n_k) / K``.
 
     Args:
-        codes: means of the encoder, ``[N, d]``, floating point; row i is the code of the image
-            whose factor classes are the mixed-radix digits of i, the last factor fastest. Rows
-            outside :func:`fvae.metrics.needed` are not read and may be NaN.
-        factor_sizes: K sizes, each at least 2, whose product is N.
+        codes: means of the encoder, ``[N, d]``, floating point. Rows outside
+            :func:`fvae.metrics.needed` are not read and may be NaN.
+        factor_sizes: of a full grid, K sizes, each at least 2, whose product is N; row i of the
+            codes then has the mixed-radix digits of i as factor classes, the last factor fastest.
         protocol: "kim2018", "locatello2019" or "exhaustive", a name in
             :data:`fvae.metrics.FACTOR_VAE`.
         seed: key of the draws; without effect under "exhaustive".
+        factors: of any rows, in place of the sizes: labels ``[N, K]`` (or ``[N]``) of the codes'
+            rows, or a :class:`fvae.metrics.Factors`, which says what is a class and what is
+            real-valued.
         kl: mean KL of q(z_j | x) to the prior, ``[d]``, in nats. With it, "kim2018" and
             "exhaustive" drop dimensions below 0.1 nats (a constant of ours: the paper gives
             none); without it they drop only constant ones. "locatello2019" drops by standard
@@ -82,18 +91,20 @@ def factor_vae_score(
 
     Raises:
         UserError: an argument has the wrong shape, dtype or value, a code that is read is not
-            finite, or the protocol does not exist.
+            finite, the protocol does not exist, or a factor is real-valued or has a value that
+            one row only has.
 
     Source: Kim & Mnih 2018, section 4; "locatello2019": Locatello et al. 2019, appendix.
     """
-    sizes = factor_sizes_of(factor_sizes)
-    codes = codes_of(codes, sizes)
+    given = factors_of(factor_sizes, factors, codes)
+    sizes, codes = given.sizes, codes_of(codes, given)
     constants = lookup(FACTOR_VAE, "factor_vae", protocol)
     rng = Philox(seed_of(seed), device=codes.device)
     kl = None if kl is None else _kl_of(kl, codes.shape[1])
-    require_finite(codes, lambda: factor_vae_rows(sizes, constants, rng))
+    groups = given.groups(codes.device)
+    require_finite(codes, lambda: factor_vae_rows(given, constants, rng))
 
-    sample = codes[scale_rows(sizes, constants.scale_samples, rng)].double().cpu()
+    sample = codes[scale_rows(given, constants.scale_samples, rng)].double().cpu()
     mean, std = sample.mean(0), sample.var(0, correction=constants.scale_ddof).sqrt()
     # Rounding gives a constant column a variance just above 0: compare its ends instead.
     active = sample.amax(0) > sample.amin(0)
@@ -111,7 +122,9 @@ def factor_vae_score(
             train_score=0.0,
             eval_score=0.0 if constants.eval_votes else None,
             note="no active dimension",
+            ceiling=0.0,
         )
+    note = "one factor: every vote fixes it, so they tell nothing" if len(sizes) == 1 else ""
 
     # Standardised codes keep the float32 arithmetic of the votes exact for any unit and offset.
     wide = codes if codes.dtype == torch.float64 else codes.float()
@@ -120,14 +133,15 @@ def factor_vae_score(
 
     samples = constants.samples
     if constants.votes is None or samples is None:
-        votes = _exhaustive_votes(ops.grouped_variance(z, sizes, backend).cpu(), sizes, active)
-        score = _accuracy(votes, votes.double() / torch.tensor(sizes))
-        return FactorVaeResult(score, votes, constants, active, train_score=score)
+        votes = _exhaustive_votes(ops.grouped_variance(z, groups, backend).cpu(), sizes, active)
+        shares = votes.double() / torch.tensor(sizes)
+        score, ceiling = _accuracy(votes, shares), _ceiling(shares, active)
+        return FactorVaeResult(score, votes, constants, active, score, None, note, ceiling)
 
     def votes_of(count: int, lane: int) -> Tensor:
         return ops.metric_votes(
             z,
-            sizes,
+            groups,
             votes=count,
             samples=samples,
             scale=torch.ones_like(z[0]),
@@ -138,11 +152,13 @@ def factor_vae_score(
         ).cpu()
 
     votes = votes_of(constants.votes, TRAIN_LANE)
-    train_score = _accuracy(votes, votes)
+    train = _accuracy(votes, votes)
     if not constants.eval_votes:
-        return FactorVaeResult(train_score, votes, constants, active, train_score)
-    eval_score = _accuracy(votes, votes_of(constants.eval_votes, EVAL_LANE))
-    return FactorVaeResult(eval_score, votes, constants, active, train_score, eval_score)
+        ceiling = _ceiling(votes, active)
+        return FactorVaeResult(train, votes, constants, active, train, None, note, ceiling)
+    others = votes_of(constants.eval_votes, EVAL_LANE)
+    score, ceiling = _accuracy(votes, others), _ceiling(others, active)
+    return FactorVaeResult(score, votes, constants, active, train, score, note, ceiling)
 
 
 def _accuracy(train: Tensor, scored: Tensor) -> float:
@@ -151,6 +167,12 @@ def _accuracy(train: Tensor, scored: Tensor) -> float:
     predicted = train.numpy().argmax(1)
     votes = scored.numpy()
     return float(votes[np.arange(len(votes)), predicted].sum() / votes.sum())
+
+
+def _ceiling(scored: Tensor, active: Tensor) -> float:
+    """Share of the votes that fix the commonest factors, as many as dimensions are active."""
+    each = np.sort(scored.double().sum(0).numpy())[::-1]
+    return float(each[: int(active.sum())].sum() / each.sum())
 
 
 def _exhaustive_votes(variance: Tensor, sizes: Sequence[int], active: Tensor) -> Tensor:

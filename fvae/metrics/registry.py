@@ -17,27 +17,32 @@ from fvae.registry import METRICS, Metric
 
 def _of_samples(score: Callable[..., Any]) -> Callable[..., Any]:
     """A score that learns from samples has one protocol, and no use for the KL."""
-    return lambda codes, sizes, protocol, seed, kl: score(codes, sizes, seed)
+    return lambda codes, factors, protocol, seed, kl, **options: score(
+        codes, factors, seed, **options
+    )
 
 
 def _sampled(train: int, test: int = 0) -> Callable[..., Iterator[Tensor]]:
-    return lambda sizes, protocol, seed: sampling.sample_rows(sizes, train, test, seed)
+    return lambda factors, protocol, seed: sampling.sample_rows(factors, train, test, seed)
 
 
 for _entry in (
     Metric(
         "factor_vae", "FactorVAE metric",
-        lambda codes, sizes, protocol, seed, kl: factor_vae_score(
-            codes, sizes, protocol, seed, kl=kl
+        lambda codes, factors, protocol, seed, kl: factor_vae_score(
+            codes, factors, protocol, seed, kl=kl
         ),
         sampling.factor_vae_chunks, PROTOCOLS,
     ),
     Metric(
         "beta_vae", "Higgins' (beta-VAE) metric",
-        lambda codes, sizes, protocol, seed, kl: beta_vae_score(codes, sizes, protocol, seed),
+        lambda codes, factors, protocol, seed, kl: beta_vae_score(codes, factors, protocol, seed),
         sampling.beta_vae_chunks,
     ),
-    Metric("mig", "mutual information gap", _of_samples(mig_score), _sampled(MIG.samples)),
+    Metric(
+        "mig", "mutual information gap", _of_samples(mig_score), _sampled(MIG.samples),
+        options=("bins",),
+    ),
     Metric(
         "sap", "separated attribute predictability", _of_samples(sap_score),
         _sampled(SAP.train_samples, SAP.test_samples),

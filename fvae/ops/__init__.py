@@ -13,6 +13,7 @@ total correlation estimate is ``mean(l0 - l1)``. The estimate can be negative.
 """
 
 from fvae.ops import fakes as fakes  # registers them
+from fvae.ops.index import RowIndex
 from fvae.ops.metric import grouped_variance, metric_votes, pair_features
 from fvae.ops.registry import (
     BACKENDS,
@@ -36,6 +37,7 @@ __all__ = [
     "CUDA_EXTENSION_ERROR",
     "EXTENSION_ERROR",
     "OPS",
+    "RowIndex",
     "backend_of",
     "bernoulli_nll",
     "build_extension",

@@ -59,18 +59,21 @@ def _(mean, target):
 
 
 @torch.library.register_fake("fvae::metric_votes", lib=LIBRARY)
-def _(codes, factor_sizes, votes, samples, balanced, scale, active, seed, step, lane):
+def _(
+    codes, factor_sizes, votes, samples, balanced, scale, active, seed, step, lane, offsets=None,
+    rows=None,
+):  # fmt: skip
     shape = (codes.shape[0], codes.shape[2], len(factor_sizes))
     return codes.new_empty(shape, dtype=torch.int64)
 
 
 @torch.library.register_fake("fvae::pair_features", lib=LIBRARY)
-def _(codes, factor_sizes, points, pairs, balanced, seed, step, lane):
+def _(codes, factor_sizes, points, pairs, balanced, seed, step, lane, offsets=None, rows=None):
     features = codes.new_empty((codes.shape[0], points, codes.shape[2]), dtype=torch.float32)
     return features, codes.new_empty((points,), dtype=torch.int64)
 
 
 @torch.library.register_fake("fvae::grouped_variance", lib=LIBRARY)
-def _(codes, factor_sizes):
+def _(codes, factor_sizes, offsets=None, rows=None):
     shape = (codes.shape[0], sum(factor_sizes), codes.shape[2])
     return codes.new_empty(shape, dtype=torch.float32)

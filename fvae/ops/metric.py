@@ -1,5 +1,6 @@
-"""The ops of the metrics, over codes of a full grid of factors."""
+"""The ops of the metrics, over codes of a full grid of factors or of labelled rows."""
 
+import operator
 from collections.abc import Sequence
 from math import prod
 
@@ -7,23 +8,48 @@ import torch
 from torch import Tensor
 
 from fvae.ops.checks import check_float
+from fvae.ops.index import RowIndex
 from fvae.ops.registry import implementation
 from fvae.philox import Philox
 
 
-def _check_grid(codes: Tensor, factor_sizes: Sequence[int]) -> list[int]:
-    """Return the sizes as ints, checked against codes ``[N, d]`` or ``[M, N, d]``."""
+def _check_rows(
+    codes: Tensor, factor_sizes: Sequence[int] | RowIndex
+) -> tuple[list[int], Tensor | None, Tensor | None]:
+    """Return sizes, offsets and rows, checked against codes ``[N, d]`` or ``[M, N, d]``."""
     check_float("codes", codes, (2, 3), "[N, d] or [M, N, d]")
-    sizes = [int(n) for n in factor_sizes]
+    if isinstance(factor_sizes, RowIndex):
+        index, sizes = factor_sizes, list(factor_sizes.sizes)
+    else:
+        index, sizes = None, _whole_numbers(factor_sizes)
     if not sizes or min(sizes) < 2:
         raise ValueError(f"factor_sizes: got {sizes}, expected at least one, each at least 2")
+    if index is not None:
+        if codes.shape[-2] != len(index):
+            raise ValueError(f"codes: got {codes.shape[-2]} rows, but {len(index)} are labelled")
+        if codes.device != index.device:
+            raise ValueError(
+                f"factor_sizes: the index is on {index.device}, but the codes are on"
+                f" {codes.device}; move it with .to({str(codes.device)!r})"
+            )
+        return sizes, index.offsets, index.rows
     if prod(sizes) > 1 << 31:
         raise ValueError(f"factor_sizes: the product of {sizes} is above 2**31")
     if codes.shape[-2] != prod(sizes):
         raise ValueError(
             f"codes: got {codes.shape[-2]} rows, expected {prod(sizes)}, the product of {sizes}"
         )
-    return sizes
+    return sizes, None, None
+
+
+def _whole_numbers(factor_sizes: Sequence[int]) -> list[int]:
+    try:
+        return [operator.index(n) for n in factor_sizes]
+    except TypeError:
+        raise ValueError(
+            "factor_sizes: expected whole numbers, how many values each factor has; where they are"
+            " labels, pass ops.RowIndex.of(labels)"
+        ) from None
 
 
 def _check_draws(
@@ -43,7 +69,7 @@ def _check_draws(
 
 def metric_votes(
     codes: Tensor,
-    factor_sizes: Sequence[int],
+    factor_sizes: Sequence[int] | RowIndex,
     *,
     votes: int,
     samples: int,
@@ -56,13 +82,17 @@ def metric_votes(
     """votes[j, k] = number of votes with fixed factor k in which dimension j varied least.
 
     Each vote fixes one factor at one value, draws L images that have it, and goes to
-    ``argmin over active j of var_j / scale_j`` (ties to the lowest j). The image with factor
-    classes c is row ``sum of c_k * s_k``, s_k the product of the sizes after k.
+    ``argmin over active j of var_j / scale_j`` (ties to the lowest j). Of a full grid the image
+    with factor classes c is row ``sum of c_k * s_k``, s_k the product of the sizes after k, and
+    values are drawn alike. Of labelled rows a value is drawn as often as it occurs: it is the value
+    of a drawn row.
 
     Args:
         codes: ``[N, d]``, or ``[M, N, d]`` for M models, which all see the same draws; float32,
-            float64 or bfloat16, computed in float32. N is the product of the factor sizes.
-        factor_sizes: K sizes, each at least 2.
+            float64, bfloat16 or float16, computed in float32. N is the product of the factor sizes,
+            or the index's length.
+        factor_sizes: K sizes, each at least 2; or, where the rows are no full grid in order, a
+            :class:`RowIndex` of their labels on the codes' device.
         votes: number of votes, at least 1.
         samples: L, images a vote, at least 2.
         scale: global variance of each dimension, ``[d]`` or ``[M, d]``; where it is 0 the
@@ -79,12 +109,12 @@ def metric_votes(
 
     Raises:
         TypeError: codes are not floating point, or active is not bool.
-        ValueError: N is not the product of the sizes, a size is below 2, votes < 1, samples < 2,
-            or scale, active or rng has another shape or device.
+        ValueError: N is not the product of the sizes or the index's length, a size is below 2,
+            votes < 1, samples < 2, or scale, active, rng or the index has another shape or device.
 
     Source: Kim & Mnih 2018, section 4; constants of the protocols in ``fvae.metrics.protocols``.
     """
-    sizes = _check_grid(codes, factor_sizes)
+    sizes, offsets, rows = _check_rows(codes, factor_sizes)
     if samples < 2:
         raise ValueError(f"samples: got {samples}, expected at least 2")
     rng = _check_draws(rng, codes, "votes", votes, 1 + (samples + 3) // 4)
@@ -101,14 +131,14 @@ def metric_votes(
     run = implementation("metric_votes", backend)
     result = run(
         stacked, sizes, votes, samples, balanced, scale.float().view(stacked.shape[0], -1),
-        active.view(stacked.shape[0], -1), rng.seed, rng.step, rng.lane,
+        active.view(stacked.shape[0], -1), rng.seed, rng.step, rng.lane, offsets, rows,
     )  # fmt: skip
     return result if codes.dim() == 3 else result[0]
 
 
 def pair_features(
     codes: Tensor,
-    factor_sizes: Sequence[int],
+    factor_sizes: Sequence[int] | RowIndex,
     *,
     points: int,
     pairs: int,
@@ -119,13 +149,14 @@ def pair_features(
     """features[p, j] = mean over the L pairs of point p of |z1_j - z2_j|; factors[p], the label.
 
     Each point fixes one factor. Each of its pairs draws a value of that factor, which both images
-    share, and all else of both images at random. A linear classifier from features to factors is
+    share, and both images among those that have it. A linear classifier from features to factors is
     Higgins' metric.
 
     Args:
         codes: ``[N, d]``, or ``[M, N, d]`` for M models, which all see the same draws; float32,
-            float64 or bfloat16. N is the product of the factor sizes, the last varying fastest.
-        factor_sizes: K sizes, each at least 2.
+            float64, bfloat16 or float16. N is the product of the factor sizes, the last varying
+            fastest, or the index's length.
+        factor_sizes: K sizes, each at least 2; or a :class:`RowIndex`, as in :func:`metric_votes`.
         points: P, at least 1.
         pairs: L, pairs a point, at least 1.
         rng: a Philox with one key; None draws a key from PyTorch's global generator.
@@ -139,22 +170,25 @@ def pair_features(
 
     Raises:
         TypeError: codes are not floating point.
-        ValueError: N is not the product of the sizes, a size is below 2, points < 1 or pairs < 1.
+        ValueError: N is not the product of the sizes or the index's length, a size is below 2, the
+            index is on another device, points < 1 or pairs < 1.
 
     Source: Higgins et al. 2017, section 3.
     """
-    sizes = _check_grid(codes, factor_sizes)
+    sizes, offsets, rows = _check_rows(codes, factor_sizes)
     if pairs < 1:
         raise ValueError(f"pairs: got {pairs}, expected at least 1")
     rng = _check_draws(rng, codes, "points", points, 1 + pairs)
     stacked = codes if codes.dim() == 3 else codes[None]
     run = implementation("pair_features", backend)
-    features, factors = run(stacked, sizes, points, pairs, balanced, rng.seed, rng.step, rng.lane)
+    features, factors = run(
+        stacked, sizes, points, pairs, balanced, rng.seed, rng.step, rng.lane, offsets, rows
+    )
     return features if codes.dim() == 3 else features[0], factors
 
 
 def grouped_variance(
-    codes: Tensor, factor_sizes: Sequence[int], backend: str | None = None
+    codes: Tensor, factor_sizes: Sequence[int] | RowIndex, backend: str | None = None
 ) -> Tensor:
     """variance[g, j] = population variance of z_j over all images of group g.
 
@@ -162,9 +196,9 @@ def grouped_variance(
     then by value. Protocol exhaustive of the FactorVAE metric takes one vote from each.
 
     Args:
-        codes: ``[N, d]``, or ``[M, N, d]`` for M models; float32, float64 or bfloat16. N is the
-            product of the factor sizes, the last varying fastest.
-        factor_sizes: K sizes, each at least 2.
+        codes: ``[N, d]``, or ``[M, N, d]`` for M models; float32, float64, bfloat16 or float16. N
+            is the product of the factor sizes, the last varying fastest, or the index's length.
+        factor_sizes: K sizes, each at least 2; or a :class:`RowIndex`, as in :func:`metric_votes`.
         backend: None picks; otherwise a name in :data:`BACKENDS`.
 
     Returns:
@@ -173,9 +207,10 @@ def grouped_variance(
 
     Raises:
         TypeError: codes are not floating point.
-        ValueError: N is not the product of the sizes, or a size is below 2.
+        ValueError: N is not the product of the sizes or the index's length, a size is below 2, or
+            the index is on another device.
     """
-    sizes = _check_grid(codes, factor_sizes)
+    sizes, offsets, rows = _check_rows(codes, factor_sizes)
     stacked = codes if codes.dim() == 3 else codes[None]
-    result = implementation("grouped_variance", backend)(stacked, sizes)
+    result = implementation("grouped_variance", backend)(stacked, sizes, offsets, rows)
     return result if codes.dim() == 3 else result[0]

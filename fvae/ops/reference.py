@@ -225,14 +225,45 @@ def row_with_value(r: Tensor, value: Tensor, size: Tensor, stride: Tensor) -> Te
     return (r // stride) * (stride * size) + value * stride + r % stride
 
 
-def _fixed_factor(
-    number: Tensor, word: Tensor, factor_sizes: Sequence[int], balanced: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Fixed factor of each numbered draw, its size and its stride: in turn, or by the word."""
-    count = len(factor_sizes)
-    factor = number % count if balanced else philox.bounded(word, count)
-    sizes = torch.tensor(factor_sizes, device=word.device)
-    return factor, sizes[factor], torch.tensor(strides(factor_sizes), device=word.device)[factor]
+def _fixed_factor(number: Tensor, word: Tensor, count: int, balanced: bool) -> Tensor:
+    """Fixed factor of each numbered draw: in turn, or by the word."""
+    return number % count if balanced else philox.bounded(word, count)
+
+
+def drawn_rows(
+    factor_sizes: Sequence[int],
+    offsets: Tensor | None,
+    rows: Tensor | None,
+    factor: Tensor,
+    chooser: Tensor,
+    word: Tensor,
+) -> Tensor:
+    """Row that each word draws among those that share the value which its chooser draws.
+
+    Without an index the rows are a full grid: the value is ``chooser * n >> 32`` of n, and of the
+    c rows that have it, the word draws the one numbered ``word * c >> 32``. With an index
+    (:class:`fvae.ops.RowIndex`) the value is that of the row at place ``chooser * N >> 32`` of the
+    factor's N: drawn as often as it occurs. Of a full grid both have the same numbers.
+
+    Args:
+        factor_sizes: n of each of K factors.
+        offsets: int64 ``[G + 1]``, or None.
+        rows: int32 ``[K * N]``, or None.
+        factor: int64, 0 to K - 1; it, chooser and word are broadcast against each other.
+        chooser: int64, 32 bits.
+        word: int64, 32 bits.
+    """
+    if offsets is None or rows is None:
+        device = word.device
+        n = torch.tensor(factor_sizes, device=device)[factor]
+        s = torch.tensor(strides(factor_sizes), device=device)[factor]
+        r = philox.bounded(word, prod(factor_sizes) // n)
+        return row_with_value(r, philox.bounded(chooser, n), n, s)
+    count = len(rows) // len(factor_sizes)
+    place = factor * count + philox.bounded(chooser, count)
+    group = torch.searchsorted(offsets, place, right=True) - 1
+    begin, end = offsets[group], offsets[group + 1]
+    return rows[begin + philox.bounded(word, end - begin)].long()
 
 
 def vote_samples(
@@ -243,12 +274,14 @@ def vote_samples(
     seed: Tensor,
     step: Tensor,
     lane: int,
+    offsets: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Fixed factor and image indices of each vote.
 
     Vote v owns ``1 + ceil(L / 4)`` counter indices. Words 0 and 1 of the first choose the factor
     (``v % K`` where ``balanced``) and its value; the L words that follow choose the samples, one
-    word each, among the images that have the value.
+    word each, among the images that have the value (:func:`drawn_rows`).
 
     Returns:
         factor int64 ``[votes]``, index int64 ``[votes, samples]``.
@@ -259,11 +292,9 @@ def vote_samples(
     word = philox.words_at(seed, step, Stream.VOTES.at(lane), index)
     word = word.reshape(votes, groups * 4)
     number = torch.arange(votes, device=device)
-    factor, n, s = _fixed_factor(number, word[:, 0], factor_sizes, balanced)
-    value = philox.bounded(word[:, 1], n)
-    n, s, value = n[:, None], s[:, None], value[:, None]
-    r = philox.bounded(word[:, 4 : 4 + samples], prod(factor_sizes) // n)
-    return factor, row_with_value(r, value, n, s)
+    factor = _fixed_factor(number, word[:, 0], len(factor_sizes), balanced)
+    chooser, drawn = word[:, 1:2], word[:, 4 : 4 + samples]
+    return factor, drawn_rows(factor_sizes, offsets, rows, factor[:, None], chooser, drawn)
 
 
 def metric_votes(
@@ -277,9 +308,13 @@ def metric_votes(
     seed: Tensor,
     step: Tensor,
     lane: int,
+    offsets: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Votes of each model: the active dimension of least variance / scale votes for the factor."""
-    factor, index = vote_samples(factor_sizes, votes, samples, balanced, seed, step, lane)
+    factor, index = vote_samples(
+        factor_sizes, votes, samples, balanced, seed, step, lane, offsets, rows
+    )
     usable = active & (scale > 0)
     most = torch.finfo(torch.float32).max
     counts = []
@@ -304,12 +339,15 @@ def pair_chunks(
     seed: Tensor,
     step: Tensor,
     lane: int,
+    offsets: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Fixed factor and pairs of rows of each point, some points at a time.
 
     Point p owns ``1 + L`` counter indices of Stream.PAIRS. Word 0 of the first chooses the factor
     (``p % K`` where ``balanced``). Each index that follows is a pair: word 0 chooses the value
-    that both images share, words 1 and 2 the two images among those that have it.
+    that both images share, words 1 and 2 the two images among those that have it
+    (:func:`drawn_rows`).
 
     Yields:
         factor int64 ``[n]``, rows int64 ``[n, L, 2]``.
@@ -322,11 +360,9 @@ def pair_chunks(
         index = (point[:, None] * groups + torch.arange(groups, device=device)).flatten()
         word = philox.words_at(seed, step, Stream.PAIRS.at(lane), index)
         word = word.view(len(point), groups, 4)
-        factor, n, s = _fixed_factor(point, word[:, 0, 0], factor_sizes, balanced)
-        n, s = n[:, None, None], s[:, None, None]
-        value = philox.bounded(word[:, 1:, :1], n)
-        r = philox.bounded(word[:, 1:, 1:3], prod(factor_sizes) // n)
-        yield factor, row_with_value(r, value, n, s)
+        factor = _fixed_factor(point, word[:, 0, 0], len(factor_sizes), balanced)
+        chooser, drawn, k = word[:, 1:, :1], word[:, 1:, 1:3], factor[:, None, None]
+        yield factor, drawn_rows(factor_sizes, offsets, rows, k, chooser, drawn)
 
 
 def pair_features(
@@ -338,21 +374,42 @@ def pair_features(
     seed: Tensor,
     step: Tensor,
     lane: int,
+    offsets: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean over a point's pairs of |z1 - z2|, and the factor that each of them shares."""
     features, factors = [], []
-    for factor, rows in pair_chunks(factor_sizes, points, pairs, balanced, seed, step, lane):
-        z = wide(codes[:, rows])
+    for factor, drawn in pair_chunks(
+        factor_sizes, points, pairs, balanced, seed, step, lane, offsets, rows
+    ):
+        z = wide(codes[:, drawn])
         features.append((z[..., 0, :] - z[..., 1, :]).abs().mean(-2).float())
         factors.append(factor)
     return torch.cat(features, dim=1), torch.cat(factors)
 
 
-def grouped_variance(codes: Tensor, factor_sizes: Sequence[int]) -> Tensor:
+def _groups(
+    codes: Tensor, factor_sizes: Sequence[int], offsets: Tensor | None, rows: Tensor | None
+) -> Iterator[Tensor]:
+    """Codes [M, n, d] of the rows that have a value, for each value of each factor."""
+    if offsets is None or rows is None:
+        for size, stride in zip(factor_sizes, strides(factor_sizes), strict=True):
+            grid = codes.unflatten(1, (-1, size, stride))
+            yield from (grid[:, :, value].flatten(1, 2) for value in range(size))
+    else:
+        yield from (codes[:, r.long()] for r in rows.tensor_split(offsets[1:-1].cpu()))
+
+
+def grouped_variance(
+    codes: Tensor,
+    factor_sizes: Sequence[int],
+    offsets: Tensor | None = None,
+    rows: Tensor | None = None,
+) -> Tensor:
     """Population variance over all images that have a value, for each value of each factor."""
     groups = []
-    for size, stride in zip(factor_sizes, strides(factor_sizes), strict=True):
-        grid = codes.unflatten(1, (-1, size, stride)).double().movedim(2, 1).flatten(2, 3)
+    for z in _groups(codes, factor_sizes, offsets, rows):
         # Less its first row, a dimension that is constant here has a variance of exactly 0.
-        groups.append((grid - grid[:, :, :1]).var(dim=2, correction=0))
-    return torch.cat(groups, dim=1).float()
+        wide = z.double()
+        groups.append((wide - wide[:, :1]).var(dim=1, correction=0))
+    return torch.stack(groups, dim=1).float()

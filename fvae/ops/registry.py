@@ -30,10 +30,13 @@ SCHEMAS = {
     "bernoulli_nll": "(Tensor logits, Tensor target) -> (Tensor, Tensor)",
     "gaussian_nll": "(Tensor mean, Tensor target) -> (Tensor, Tensor)",
     "metric_votes": "(Tensor codes, int[] factor_sizes, int votes, int samples, bool balanced,"
-    " Tensor scale, Tensor active, Tensor seed, Tensor step, int lane) -> Tensor",
+    " Tensor scale, Tensor active, Tensor seed, Tensor step, int lane, Tensor? offsets=None,"
+    " Tensor? rows=None) -> Tensor",
     "pair_features": "(Tensor codes, int[] factor_sizes, int points, int pairs, bool balanced,"
-    " Tensor seed, Tensor step, int lane) -> (Tensor, Tensor)",
-    "grouped_variance": "(Tensor codes, int[] factor_sizes) -> Tensor",
+    " Tensor seed, Tensor step, int lane, Tensor? offsets=None, Tensor? rows=None)"
+    " -> (Tensor, Tensor)",
+    "grouped_variance": "(Tensor codes, int[] factor_sizes, Tensor? offsets=None,"
+    " Tensor? rows=None) -> Tensor",
 }
 
 #: The ops of the library: those of a training step in its order, then those of the metrics.

@@ -21,7 +21,8 @@ from fvae.models.vae import VAE
 from fvae.philox import Philox, Stream
 from fvae.registry import METRICS
 from fvae.report.page import page, picture, plt, png_of, table
-from fvae.training import checkpoint
+from fvae.report.terminal import ceiling
+from fvae.training import checkpoint, run_data
 from fvae.training.loop import HEADLINES, LOG_NAME
 
 _FRAMES = 11
@@ -105,10 +106,11 @@ def write_traversals(run: Path, store: Store, out: Path | None = None) -> tuple[
         the two paths.
 
     Raises:
-        UserError: the run cannot be read.
+        UserError: the run cannot be read, or is of other data.
         OSError: the folder cannot be written.
     """
     model = checkpoint.load(run)
+    run_data.check(run, store)
     seed = TrainConfig.from_file(run / "config.json").seed
     out = run if out is None else out
     out.mkdir(parents=True, exist_ok=True)
@@ -247,12 +249,13 @@ def write_report(run: Path, store: Store) -> Path:
         the page's path.
 
     Raises:
-        UserError: the run cannot be read.
+        UserError: the run cannot be read, or is of other data.
         OSError: the folder cannot be written.
     """
     config = TrainConfig.from_file(run / "config.json")
     log, scores = read_log(run), read_scores(run)
     model = checkpoint.load(run)
+    run_data.check(run, store)
     code, kl = _start_code(model, store, config.seed)
     sections = []
     if log:
@@ -260,13 +263,13 @@ def write_report(run: Path, store: Store) -> Path:
     if scores:
         sections.append(("Scores", _score_table(scores)))
         for s in scores:
-            if s["factor_vae"]["votes"]:
+            if s["factor_vae"].get("votes"):
                 title = f"Votes of the FactorVAE metric, {s['protocol']}"
                 sections.append((title, picture(png_of(_votes_figure(s)))))
     else:
         command = html.escape(f"fvae eval {run}")
         note = f"<p>Not scored yet: run <code>{command}</code>, then make this page again.</p>"
-        if not store.factor_sizes:
+        if not store.factor_names:
             note = "<p>This data set has no ground-truth factors, so there are no scores.</p>"
         sections.append(("Scores", note))
     low, high = f"&minus;{model.span:g}", f"+{model.span:g}"
@@ -307,12 +310,22 @@ def _score_table(scores: list[dict]) -> str:
     head = "".join(f"<th>{n}</th>" for n in ("protocol", *names))
     rows = ""
     for s in scores:
-        values = (s.get(n, {}).get("score") for n in names)
-        cells = "".join("<td>&ndash;</td>" if v is None else f"<td>{v:.3f}</td>" for v in values)
-        note = html.escape(s["factor_vae"].get("note") or "")
+        cells = "".join(f"<td>{_score(s, n)}</td>" for n in names)
+        notes = {n: s.get(n, {}).get("note") for n in names}
+        note = html.escape("; ".join(f"{n}: {text}" for n, text in notes.items() if text))
         rows += f"<tr><td>{html.escape(s['protocol'])}</td>{cells}<td>{note}</td></tr>"
-    caption = "<p>Scores of different protocols are not comparable.</p>"
+    caption = (
+        "<p>Scores of different protocols are not comparable. After a slash stands the ceiling,"
+        " where it is below 1: what a perfect code scores.</p>"
+    )
     return f"<table><tr>{head}</tr>{rows}</table>{caption}"
+
+
+def _score(scores: dict, name: str) -> str:
+    value, most = scores.get(name, {}).get("score"), ceiling(scores, name)
+    if value is None:
+        return "&ndash;"
+    return f"{value:.3f}&nbsp;/&nbsp;{most}" if most else f"{value:.3f}"
 
 
 _GAN_NOTE = """<p>The generator at the mean of Q(c|x) and noise 0: nothing trains it to reconstruct,

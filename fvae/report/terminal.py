@@ -1,8 +1,15 @@
 """Scores as tables on a terminal."""
 
+from rich.markup import escape
 from rich.table import Table
 
 from fvae.registry import METRICS
+
+
+def ceiling(result: dict, name: str) -> str:
+    """Return what a score can be at most, where that is below 1 in the digits shown."""
+    value = result.get(name, {}).get("ceiling")
+    return "" if value is None or value >= 0.9995 else f"{value:.3f}"
 
 
 def score_table(result: dict) -> Table:
@@ -10,15 +17,20 @@ def score_table(result: dict) -> Table:
     table = Table(title=f"protocol {result['protocol']}, seed {result['seed']}")
     table.add_column("metric")
     table.add_column("score", justify="right")
+    table.add_column("ceiling", justify="right")
     table.add_column("note")
     for name in METRICS:
-        score = result[name]["score"]
-        shown = "-" if score is None else f"{score:.3f}"
-        table.add_row(name, shown, result[name].get("note") or "")
+        score, note = result[name]["score"], escape(result[name].get("note") or "")
+        table.add_row(name, "-" if score is None else f"{score:.3f}", ceiling(result, name), note)
+    left_out = [f"{n} {why}" for n, why in result.get("factors_left_out", {}).items()]
+    if left_out:
+        table.caption = escape("left out: " + ", ".join(left_out))
+    if not result["factor_vae"].get("votes"):
+        return table
     votes = Table(title="votes: rows are latents that varied least, columns the fixed factor")
     votes.add_column("")
     for factor in result["factor_vae"]["factor_names"]:
-        votes.add_column(factor, justify="right")
+        votes.add_column(escape(factor), justify="right")
     for dim, row in enumerate(result["factor_vae"]["votes"]):
         votes.add_row(f"z{dim}", *map(str, row))
     both = Table.grid()

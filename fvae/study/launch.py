@@ -175,5 +175,4 @@ def _ray_task(job: dict) -> None:
     torch.set_num_threads(job["threads"])
     keep_freed_memory()
     with Stop(forgiving=True) as stop:
-        store = data.load(job["data"], image_size=job["image_size"])
-        work(Path(job["runs"]), job["groups"], job["protocol"], store, stop)
+        work(Path(job["runs"]), job["groups"], job["protocol"], data.load(**job["data"]), stop)

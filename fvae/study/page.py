@@ -14,6 +14,7 @@ from fvae.files import write_atomically
 from fvae.registry import METRICS, OBJECTIVES
 from fvae.report.page import page, picture, plt, png_of, table
 from fvae.report.run import read_log
+from fvae.report.terminal import ceiling
 from fvae.study.grid import setting_of, weight_of
 from fvae.study.work import failure, is_finished, steps_done
 
@@ -89,19 +90,20 @@ def _page(out: Path, rows: Rows, kept: dict, protocol: str | None) -> str:
     done = [row for row in rows if row["status"] == "done"]
     groups = _by_setting(done)
     sections = []
-    if done and protocol:
+    if protocol and any(_mean_std(rows, "factor_vae") for rows in groups.values()):
         sections.append(("Disentanglement against reconstruction", _trade_off(groups, protocol)))
     elif done:
-        note = (
-            "<p>This data set has no ground-truth factors, so there are no disentanglement scores;"
-            " KL and TC stand in their place.</p>"
-        )
+        why = "has no ground-truth factors, so there are no disentanglement scores"
+        if protocol:
+            why = "has labels of which the FactorVAE metric cannot be taken"
+        note = f"<p>This data set {why}; KL and TC stand in their place.</p>"
         sections.append(("KL and TC against reconstruction", note + _without_scores(groups)))
     curves = _tc_curves(out, groups)
     if curves:
         sections.append(("Total correlation over training", curves))
     if done:
-        sections.append(("Settings compared", _setting_table(groups, protocol)))
+        ceilings = _ceilings(out, done, protocol) if protocol else ""
+        sections.append(("Settings compared", _setting_table(groups, protocol, ceilings)))
     failed = [row for row in rows if row["status"] == "failed"]
     if failed:
         note = "<p>These runs are left out of every mean above.</p>"
@@ -243,7 +245,16 @@ def _html_table(head: list[str], rows: list[list[str]]) -> str:
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
-def _setting_table(groups: dict[str, Rows], protocol: str | None) -> str:
+def _ceilings(out: Path, rows: Rows, protocol: str) -> str:
+    """Say what a perfect code scores, where that is below 1 and the same for all runs."""
+    files = [out / "runs" / row["run"] / f"eval-{protocol}.json" for row in rows]
+    scores = [json.loads(file.read_text()) for file in files]
+    found = {name: {ceiling(one, name) for one in scores} for name in METRICS}
+    said = [f"{name} {one.pop()}" for name, one in found.items() if one != {""} and len(one) == 1]
+    return f" A perfect code scores {', '.join(said)}." if said else ""
+
+
+def _setting_table(groups: dict[str, Rows], protocol: str | None, ceilings: str) -> str:
     names = [n for n in (*_LOSSES, *(METRICS if protocol else ()))
              if any(_mean_std(rows, n) for rows in groups.values())]  # fmt: skip
     lines = []
@@ -257,7 +268,7 @@ def _setting_table(groups: dict[str, Rows], protocol: str | None) -> str:
     scores = f"; scores are of the protocol {html.escape(protocol)}" if protocol else ""
     note = (
         "<p>Mean &plusmn; standard deviation over the seeds. recon, kl and tc are nats, means over"
-        f" the last logged interval of training{scores}.</p>"
+        f" the last logged interval of training{scores}.{ceilings}</p>"
     )
     return note + _html_table(["setting", "runs", *names], lines)
 

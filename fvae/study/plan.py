@@ -13,6 +13,7 @@ from fvae.data import Store
 from fvae.errors import UserError
 from fvae.study.launch import torchrun
 from fvae.study.work import Stop, step_seconds, steps_done
+from fvae.training import run_data
 from fvae.training.stacked import stackable
 
 STACK = 16  # models in one step, at most: their optimizer states take 80 MB each at full size
@@ -176,8 +177,8 @@ def _measure_processes(
 
     pilot = {o: [dataclasses.asdict(c) for c in group] for o, group in groups.items()}
     job = {
-        "pilot": pilot, "seconds": seconds, "data": config.data,
-        "image_size": config.image_size, "device": config.device, "threads": plan.threads,
+        "pilot": pilot, "seconds": seconds, "data": run_data.where(config), "device": config.device,
+        "threads": plan.threads,
     }  # fmt: skip
     torchrun(job, plan.processes, log, on_event, stop)
     # No memory for so many, no port to meet at: a strategy less.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fvae import data, metrics
+from fvae import data, evaluate, metrics
 from fvae.config import StudyConfig, TrainConfig
 from fvae.errors import UserError
 from fvae.files import write_atomically
@@ -27,15 +27,19 @@ from fvae.study.work import (
     steps_done,
     work,
 )
-from fvae.training import loop
+from fvae.training import loop, run_data
 from fvae.training.trainer import make_trainer
 
 STUDY_NAME = "study.json"
 LOG_NAME = "workers.log"
 
 _GRID = ("objectives", "gammas", "betas", "seeds")
-#: Settings that change nothing about a result, so that they may change from call to call.
-_FREE = ("strategy", "devices", "launcher", "device", "graph", "checkpoint_every", "log_every")
+#: Settings that change nothing about a result, so that they may change from call to call; that the
+#: data are the same is checked by their fingerprint.
+_FREE = (
+    "strategy", "devices", "launcher", "device", "graph", "checkpoint_every", "log_every", "data",
+    "images", "factors",
+)  # fmt: skip
 
 
 def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
@@ -68,11 +72,16 @@ def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
         _check_same(kept["settings"], settings, out)
     else:
         _check_free(out)
-        store = data.load(config.data, show_progress, image_size=config.image_size)
+        store = data.load(**run_data.where(config), progress=show_progress)
         make_trainer(next(iter(expand(config).values())), store)  # refuse what cannot train
+        if store.labels is not None:  # or cannot be scored
+            evaluate.rows_of(evaluate.factors_of(store)[0], config.protocol)
         release_memory(config.device)
         out.mkdir(parents=True, exist_ok=True)
-        kept = {"settings": {}, "factors": list(store.factor_names), "execution": None}
+        kept = {
+            "settings": {}, "factors": list(store.factor_names), "execution": None,
+            "fingerprint": store.fingerprint,
+        }  # fmt: skip
     try:
         with locked(out):
             return _bring_to_its_end(config, settings, kept, out, store, show_progress)
@@ -91,13 +100,17 @@ def _bring_to_its_end(
     show_progress: bool,
 ) -> int:
     runs, expected = out / "runs", expand(config)
-    if kept["settings"] != settings:
-        kept["settings"] = settings
-        _write(out, kept)
     protocol = config.protocol if kept["factors"] else None
     todo = {n: c for n, c in expected.items() if not is_finished(runs / n, c, protocol)}
     if todo:
-        store = store or data.load(config.data, show_progress, image_size=config.image_size)
+        store = store or data.load(**run_data.where(config), progress=show_progress)
+        if fingerprint := kept.get("fingerprint"):  # a study of version 0.1 has none
+            run_data.compare(str(out), fingerprint, store)
+    if kept["settings"] != settings:
+        kept["settings"] = settings
+        _write(out, kept)
+    if todo:
+        assert store is not None
         for name, run in todo.items():
             _prepare(runs / name, run)
         with Stop() as stop:
@@ -143,8 +156,8 @@ def _execute(
         work(runs, plan.groups, protocol, store, stop, on_event)
         return []
     job: dict[str, Any] = {
-        "runs": str(runs.resolve()), "protocol": protocol, "data": config.data,
-        "image_size": config.image_size, "device": config.device, "threads": plan.threads,
+        "runs": str(runs.resolve()), "protocol": protocol, "data": run_data.where(config),
+        "device": config.device, "threads": plan.threads,
     }  # fmt: skip
     if config.launcher == "ray":
         job["groups"] = plan.groups

@@ -174,7 +174,7 @@ def _do(
     for run in untrained:
         # Whoever was killed while saving left a part; whatever was scored is about to change.
         parts = run.glob(f".{checkpoint.NAME}.????????")
-        for left in (*parts, run / f"eval-{protocol}.json", run / "report.html"):
+        for left in (*parts, *run.glob("eval-*.json"), run / "report.html"):
             left.unlink(missing_ok=True)
     if untrained:
         stop.number = _train(untrained, configs, store, on_event) or stop.number
@@ -313,7 +313,7 @@ def _worker(job: dict) -> None:
     keep_freed_memory()
     if job["device"] == "cuda":  # a job for the CPU may have more processes than there are GPUs
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store = data.load(job["data"], image_size=job["image_size"])
+    store = data.load(**job["data"])
     with Stop(forgiving=True) as stop:
         if "pilot" in job:
             torch.distributed.init_process_group("gloo")

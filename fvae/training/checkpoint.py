@@ -25,8 +25,11 @@ from fvae.registry import OBJECTIVES
 NAME = "checkpoint.safetensors"
 _FORMAT = "1"
 
-#: Settings that may differ between a run and its continuation.
-RESUMABLE = ("steps", "device", "graph", "checkpoint_every", "log_every")
+#: Settings that may differ between a run and its continuation. Where the data are may change; that
+#: they are the same is checked by their fingerprint (:mod:`fvae.training.run_data`).
+RESUMABLE = (
+    "steps", "device", "graph", "checkpoint_every", "log_every", "data", "images", "factors",
+)  # fmt: skip
 
 #: Seconds between checkpoints where ``checkpoint_every`` is None. At full size, 66 MB are fetched
 #: from the device and synced to the disk while training waits: 0.2 to 0.3 s, at most 0.5 % of a

@@ -11,12 +11,11 @@ from types import FrameType
 from typing import Any, TypeAlias, TypeVar
 
 from fvae.config import TrainConfig
-from fvae.data import Store
+from fvae.data import Store, absolute, absolute_factors
 from fvae.device import as_imported, resolve_device, resolve_precision
 from fvae.errors import UserError
 from fvae.files import write_atomically
-from fvae.registry import DATA
-from fvae.training import checkpoint
+from fvae.training import checkpoint, run_data
 from fvae.training.distributed import World
 from fvae.training.means import Means
 from fvae.training.trainer import Trainer, make_trainer, sized
@@ -69,13 +68,13 @@ def settle(config: _Config) -> _Config:
     """Return the configuration with "auto" replaced by what is here, and the data path absolute."""
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
-    data = Path(config.data).expanduser()
     return dataclasses.replace(
         config,
         device="cuda" if device.type == "cuda" else "cpu",
         precision=precision,
         # A run is scored and shown from any folder.
-        data=str(data.resolve()) if config.data not in DATA and data.exists() else config.data,
+        data=absolute(config.data),
+        factors=config.factors and absolute_factors(config.factors),
     )
 
 
@@ -109,10 +108,11 @@ def train(
 
     Raises:
         UserError: a loss or weight stopped being finite (the last good checkpoint is kept), or
-            the checkpoint does not fit.
+            the checkpoint or the data do not fit.
         OSError: the folder is read-only or the disk is full.
     """
     world, config = world or World(), sized(config, store)
+    run_data.keep(run, store, world)
     trainer = make_trainer(config, store, world)
     means = Means()
     if world.on_main((run / checkpoint.NAME).exists):

@@ -27,7 +27,7 @@ from fvae.models import vae as nets
 from fvae.models.stacked import StackedVAE, stack
 from fvae.philox import Philox
 from fvae.registry import OBJECTIVES
-from fvae.training import checkpoint, loop, objectives
+from fvae.training import checkpoint, loop, objectives, run_data
 from fvae.training.means import Means
 from fvae.training.scaling import LossScale
 from fvae.training.trainer import Trainer, sized
@@ -221,6 +221,8 @@ def train(
             or, once the others are done, a model diverged.
         OSError: a folder is read-only or the disk is full; all runs keep their old checkpoints.
     """
+    for run in runs:
+        run_data.keep(run, store)
     trainer, means = StackedTrainer(configs, store), Means(len(runs))
     configs = trainer.configs
     config, live, lost = configs[0], list(range(len(runs))), []

@@ -13,10 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from shared import CODE_DTYPES, COMPILER, ROOT, SIZES, assert_close, compile_library, needs_nvcc
+from shared import (
+    CODE_DTYPES,
+    COMPILER,
+    ROOT,
+    SIZES,
+    assert_close,
+    compile_library,
+    drawn_index,
+    grid_index,
+    needs_nvcc,
+)
 
 from fvae import Philox
-from fvae.ops import reference
+from fvae.ops import RowIndex, reference
 from fvae.philox import Stream
 
 HERE = Path(__file__).parent
@@ -24,13 +34,15 @@ TARGETS = ("sm_80", "sm_90a", "sm_100")
 
 _FIELDS = (
     "codes", "models", "rows", "dims", "sizes", "factors", "count", "samples", "balanced",
-    "seed", "step", "stream", "warps", "kind",
+    "seed", "step", "stream", "warps", "kind", "offsets",
+    "lists",
 )  # fmt: skip
 
 
 class Case(ctypes.Structure):
     _fields_ = [
-        (n, ctypes.c_void_p if n in ("codes", "sizes") else ctypes.c_int64) for n in _FIELDS
+        (n, ctypes.c_void_p if n in ("codes", "sizes", "offsets", "lists") else ctypes.c_int64)
+        for n in _FIELDS
     ]
 
 
@@ -50,18 +62,33 @@ def library(tmp_path_factory):
 def _kinds(dtype, dims):
     if dtype == torch.float32:
         return [k for k, size in ((0, 1), (1, 2), (2, 4)) if dims % size == 0]
-    return [3] if dtype == torch.bfloat16 else [4]
+    return [{torch.bfloat16: 3, torch.float64: 4, torch.float16: 5}[dtype]]
 
 
 def _case(codes, sizes, count, samples, balanced, rng, stream, warps, kind):
-    array = torch.tensor(sizes)
+    """The kernels' arguments; ``sizes`` are a grid's, or a RowIndex."""
+    index = sizes if isinstance(sizes, RowIndex) else None
+    array = torch.tensor(index.sizes if index else sizes)
+    lists = [index.offsets, index.rows] if index else []
     models, rows, dims = codes.shape
     case = Case(
-        codes.data_ptr(), models, rows, dims, array.data_ptr(), len(sizes), count, samples,
+        codes.data_ptr(), models, rows, dims, array.data_ptr(), len(array), count, samples,
         balanced, rng.seed.item(), rng.step.item(), stream.at(rng.lane), warps, kind,
+        *(t.data_ptr() for t in lists),
     )  # fmt: skip
-    case.keep = (codes, array)
+    case.keep = (codes, array, lists)
     return ctypes.byref(case)
+
+
+def _reference(name, codes, sizes, *args):
+    """What the reference gives, of a grid or with a RowIndex."""
+    if isinstance(sizes, RowIndex):
+        args, sizes = (*args, sizes.offsets, sizes.rows), sizes.sizes
+    return getattr(reference, name)(codes, sizes, *args)
+
+
+def _factors(sizes):
+    return sizes.sizes if isinstance(sizes, RowIndex) else sizes
 
 
 def _pointer(tensor):
@@ -70,46 +97,59 @@ def _pointer(tensor):
 
 def _votes(library, codes, sizes, count, samples, balanced, scale, active, rng, kind):
     """What the kernel counts, [models, dims, factors]."""
-    counts = torch.zeros(len(codes), codes.shape[2], len(sizes), dtype=torch.int64)
+    counts = torch.zeros(len(codes), codes.shape[2], len(_factors(sizes)), dtype=torch.int64)
     case = _case(codes, sizes, count, samples, balanced, rng, Stream.VOTES, 2, kind)
     assert library.run_votes(case, _pointer(scale), _pointer(active), _pointer(counts))
     return counts
 
 
-# sizes, models, dims, samples: one dimension, one tile less and more, several chunks of samples.
+# Sizes of a grid, or labels of 2, 61, 500 rows; models, dims, samples: one dimension, one tile less
+# and more, several chunks of samples.
 CASES = [
     (SIZES, 1, 10, 7), (SIZES, 2, 10, 64), ((2, 3), 1, 1, 2), ((7,), 1, 4, 5),
-    ((3, 5, 2), 1, 33, 130), ((4, 6), 2, 40, 301),
+    ((3, 5, 2), 1, 33, 130), ((4, 6), 2, 40, 301), (drawn_index(2, [2], 0), 1, 1, 2),
+    (drawn_index(61, [2, 9, 3], 1), 2, 10, 7), (drawn_index(500, [300], 2), 1, 33, 130),
+    (drawn_index(61, [3] * 35, 3), 1, 10, 7),
 ]  # fmt: skip
+
+
+def _rows(sizes):
+    return len(sizes) if isinstance(sizes, RowIndex) else prod(sizes)
 
 
 @pytest.mark.parametrize("balanced", [True, False])
 @pytest.mark.parametrize("dtype", CODE_DTYPES)
 @pytest.mark.parametrize(("sizes", "models", "dims", "samples"), CASES)
 def test_votes_equal_the_reference(library, sizes, models, dims, samples, dtype, balanced):
-    codes = (torch.randn(models, prod(sizes), dims) + 3).to(dtype)
+    codes = (torch.randn(models, _rows(sizes), dims) + 3).to(dtype)
     scale = codes.float().var(1)
     active = torch.rand(models, dims) < 0.8
     rng = Philox(2**63 + 5, step=2**33 + 1).at_lane(1)
     args = (codes, sizes, 13, samples, balanced, scale, active)
-    expected = reference.metric_votes(*args, rng.seed, rng.step, rng.lane)
+    expected = _reference("metric_votes", *args, rng.seed, rng.step, rng.lane)
     for kind in _kinds(dtype, dims):
         assert torch.equal(_votes(library, *args, rng, kind), expected)
+
+
+def _pairs(library, codes, sizes, points, pairs, rng, kind):
+    """What the kernel makes: features [models, points, dims], factors [points]."""
+    features = torch.full((len(codes), points, codes.shape[2]), torch.nan)
+    fixed = torch.full((points,), -1)
+    case = _case(codes, sizes, points, pairs, False, rng, Stream.PAIRS, 2, kind)
+    assert library.run_pairs(case, _pointer(features), _pointer(fixed))
+    return features, fixed
 
 
 @pytest.mark.parametrize("dtype", CODE_DTYPES)
 @pytest.mark.parametrize(("sizes", "models", "dims", "samples"), CASES)
 def test_pair_features_equal_the_reference(library, sizes, models, dims, samples, dtype):
-    codes = torch.randn(models, prod(sizes), dims).to(dtype)
+    codes = torch.randn(models, _rows(sizes), dims).to(dtype)
     rng = Philox(7, step=3)
-    expected, factors = reference.pair_features(
-        codes, sizes, 5, samples, False, rng.seed, rng.step, rng.lane
+    expected, factors = _reference(
+        "pair_features", codes, sizes, 5, samples, False, rng.seed, rng.step, rng.lane
     )
     for kind in _kinds(dtype, dims):
-        features = torch.full_like(expected, torch.nan)
-        fixed = torch.full_like(factors, -1)
-        case = _case(codes, sizes, 5, samples, False, rng, Stream.PAIRS, 2, kind)
-        assert library.run_pairs(case, _pointer(features), _pointer(fixed))
+        features, fixed = _pairs(library, codes, sizes, 5, samples, rng, kind)
         assert_close(features, expected, torch.float32)
         assert torch.equal(fixed, factors)
 
@@ -117,34 +157,53 @@ def test_pair_features_equal_the_reference(library, sizes, models, dims, samples
 def _run_groups(library, codes, sizes):
     """Return the variances, and how many blocks the groups were shared out among."""
     models, _, dims = codes.shape
-    variance = torch.full((models, sum(sizes), dims), torch.nan)
+    groups = sum(_factors(sizes))
+    variance = torch.full((models, groups, dims), torch.nan)
     kind = _kinds(codes.dtype, dims)[0]
     case = _case(codes, sizes, 1, 2, False, Philox(0), Stream.VOTES, 1, kind)
-    pieces = library.run_groups(case, ctypes.c_int64(sum(sizes)), _pointer(variance))
+    pieces = library.run_groups(case, ctypes.c_int64(groups), _pointer(variance))
     return variance, pieces
 
 
-# The last three: groups of 4096, 2187 and 3125 rows, two blocks each, with runs of 1 to 4096 rows.
+# Groups of 4096, 2187 and 3125 rows, several blocks each, with runs of 1 to 4096 rows; lists of one
+# row and of thousands, which begin and end anywhere between two multiples of 2048.
 GROUPS = [
     ((3, 4), 1, 10), ((2, 3), 2, 33), ((2,) * 13, 1, 10), ((3,) * 8, 1, 33), ((5,) * 6, 2, 1),
+    (drawn_index(9001, [2, 3], 0), 2, 10), (drawn_index(4096, [2, 2, 40], 1), 1, 33),
+    (drawn_index(61, [2] * 35, 2), 1, 1),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", CODE_DTYPES)
 @pytest.mark.parametrize(("sizes", "models", "dims"), GROUPS)
 def test_grouped_variance_equals_the_reference(library, sizes, models, dims, dtype):
-    codes = (torch.randn(models, prod(sizes), dims) * 3 + 100).to(dtype)
+    codes = (torch.randn(models, _rows(sizes), dims) * 3 + 100).to(dtype)
     variance, pieces = _run_groups(library, codes, sizes)
-    assert pieces == sum(sizes) * (2 if prod(sizes) > 2048 else 1)
-    expected = reference.grouped_variance(codes, sizes)
+    assert pieces == sum(_factors(sizes)) + len(_factors(sizes)) * _rows(sizes) // 2048
+    expected = _reference("grouped_variance", codes, sizes)
     assert_close(variance, expected, torch.float32)
+
+
+@pytest.mark.parametrize("sizes", [SIZES, (2,) * 13])
+def test_a_grid_with_an_index_is_the_grid_bit_for_bit(library, sizes):
+    codes = torch.randn(2, prod(sizes), 10)
+    index, rng = grid_index(sizes), Philox(2**40 + 1, step=5)
+    scale, active = codes.var(1), torch.ones(2, 10, dtype=torch.bool)
+    run = {
+        "votes": lambda s: _votes(library, codes, s, 40, 9, False, scale, active, rng, 1),
+        "features": lambda s: _pairs(library, codes, s, 7, 9, rng, 1)[0],
+        "factors": lambda s: _pairs(library, codes, s, 7, 9, rng, 1)[1],
+        "variances": lambda s: _run_groups(library, codes, s)[0],
+    }
+    for name, of in run.items():
+        assert torch.equal(of(sizes), of(index)), name
 
 
 def test_a_group_of_several_blocks_whose_codes_are_equal_has_variance_zero(library):
     codes = torch.tensor([0.1, 1e6 + 0.3, 1.0]).repeat(1, 2**13, 1)
     codes[0, 5000, 2] = torch.nan
     variance, pieces = _run_groups(library, codes, (2,) * 13)
-    assert pieces == 2 * 26
+    assert pieces == 26 + 13 * 4
     assert (variance[..., :2] == 0).all()
     # A NaN is in one value's group of each factor.
     assert variance[0, :, 2].view(13, 2).isnan().sum(1).tolist() == [1] * 13
@@ -178,7 +237,7 @@ def test_nvcc_compiles_the_kernels_without_a_spill(library, tmp_path):
 
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(compile, TARGETS))
-    head = ("kernel", "codes", "load", "target", "registers", "shared", "stack+spill")
+    head = ("kernel", "rows", "codes", "load", "target", "registers", "shared", "stack+spill")
     print("\n" + "".join(f"{title:<10}" for title in head))
     # Bytes of a warp at d = 10, or of a block of the groups' kernels.
     shared = {"vote": library.warp_bytes(10, 1), "pair": library.warp_bytes(10, 2)}
@@ -192,15 +251,17 @@ def test_nvcc_compiles_the_kernels_without_a_spill(library, tmp_path):
             result.stderr,
             re.DOTALL,
         )
-        # votes and pairs: float by 4, 8, 16 bytes, double by 8, 16, bfloat16 by 2, 4, 8, 16.
-        # Groups: a kernel of each dtype, and one that adds up their sums.
-        assert len(entries) == 2 * 9 + 3 + 1
+        # Of a grid and of an index: votes and pairs by float of 4, 8, 16 bytes, double of 8, 16,
+        # bfloat16 and float16 of 2, 4, 8, 16. Groups: a kernel of each dtype, and one that adds up
+        # their sums.
+        assert len(entries) == 2 * (2 * 13 + 4 + 1)
         for symbol, arch, *numbers, registers in entries:
             kernel = re.search(r"(vote|pair|group|variance)_kernel", symbol)[1]
-            of = re.search(r"kernelI(.)", symbol)
-            dtype = {"f": "float32", "d": "float64"}.get(of[1], "bfloat16") if of else "-"
+            source = re.search(r"Grid|Index", symbol)[0]
+            of = re.search(r"kernelI(f|d|\w*?BFloat16|\w*?Half)?", symbol)[1] or "-"
+            dtype = {"f": "float32", "d": "float64"}.get(of, of.lstrip("NS_0123456789"))
             load = re.search(r"Li(\d+)E", symbol)
-            row = (kernel, dtype, load[1] if load else "-", arch, registers, shared[kernel])
+            row = (kernel, source, dtype, load[1] if load else "-", arch, registers, shared[kernel])
             print("".join(f"{cell:<10}" for cell in (*row, "+".join(numbers))))
             assert numbers == ["0", "0", "0"], symbol
             assert arch == target

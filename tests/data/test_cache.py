@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,12 +22,21 @@ def small(seed: int = 0) -> Store:
     return Store("small", torch.from_numpy(data), (1, 2, 2), False, ("a", "b"), (2, 3))
 
 
+def labelled(dtype=torch.int64) -> Store:
+    store = small()
+    labels = torch.tensor([[3, 1], [3, 1], [-2, 0], [7, 1], [7, 2], [2**40, 1]], dtype=dtype)
+    return replace(store, factor_sizes=(), labels=labels)
+
+
 def never() -> Store:
     raise AssertionError("built, though it was in the cache")
 
 
 def same(one: Store, other: Store) -> bool:
     fields = ("name", "image_shape", "binary", "factor_names", "factor_sizes")
+    labels = (one.labels, other.labels)
+    if any(x is not None for x in labels) and not torch.equal(*labels):
+        return False
     return torch.equal(one.data, other.data) and all(
         getattr(one, field) == getattr(other, field) for field in fields
     )
@@ -41,6 +51,18 @@ def test_the_second_time_the_store_comes_from_disk(folder):
 def test_the_file_is_ordinary_safetensors(folder):
     cached("key", small)
     assert torch.equal(load_file(folder / "key.safetensors")["data"], small().data)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
+def test_labels_are_kept_with_the_images(folder, dtype):
+    cached("key", lambda: labelled(dtype))
+    store = cached("key", never)
+    assert same(store, labelled(dtype)) and store.labels.dtype == dtype
+    tensors = load_file(folder / "key.safetensors")
+    assert torch.equal(tensors["labels"], store.labels) and torch.equal(tensors["data"], store.data)
+    path = folder / "key.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")  # a damaged label
+    assert same(cached("key", lambda: labelled(dtype)), labelled(dtype))
 
 
 def test_changing_a_loaded_store_leaves_the_file_alone():

@@ -116,3 +116,40 @@ def test_to_moves_the_data_and_nothing_else():
 def test_a_store_that_does_not_fit_together_is_refused(data, factors, message):
     with pytest.raises(UserError, match=message):
         Store("bad", data, (1, 2, 2), False, *factors)
+
+
+def labelled_store(dtype=torch.int64, **changes) -> Store:
+    fields = {
+        "factor_sizes": (),
+        "factor_names": ("a", "b"),
+        "labels": torch.tensor([[4, 1], [4, 1], [-2, 0]], dtype=dtype),
+    } | changes
+    return Store("labelled", torch.zeros(3, 4, dtype=torch.uint8), (1, 2, 2), False, **fields)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
+def test_a_set_that_is_no_full_grid_has_labels(dtype):
+    store = labelled_store(dtype)
+    assert store.factors([2, 0]).tolist() == [[-2, 0], [4, 1]]
+    assert store.factors([1]).dtype == dtype and store.factors([]).shape == (0, 2)
+    assert torch.equal(store.to("meta").labels, store.labels)  # they stay where they are
+    with pytest.raises(IndexError, match="index 3"):
+        store.factors([3])
+    with pytest.raises(UserError, match="no full grid"):
+        store.index([[4, 1]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"factor_sizes": (3, 1)}, "factor sizes and labels"),
+        ({"factor_names": ("a",)}, r"labels are \[3, 2\].*expected \[3, 1\]"),
+        ({"labels": torch.zeros(2, 2).long()}, r"labels are \[2, 2\]"),
+        ({"labels": torch.zeros(3, 2)}, "float32"),
+        ({"labels": torch.full((3, 2), torch.nan).double()}, "finite"),
+        ({"labels": torch.zeros(3, 2, dtype=torch.int64, device="meta")}, "CPU"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        labelled_store(**changes)

@@ -8,8 +8,8 @@ import torch
 
 from fvae import metrics, philox
 from fvae.errors import UserError
+from fvae.metrics.factors import classes_of
 from fvae.metrics.protocols import BETA_VAE
-from fvae.metrics.sampling import classes_of
 from fvae.ops.reference import pair_chunks
 from fvae.philox import Philox, Stream
 

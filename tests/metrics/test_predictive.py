@@ -12,10 +12,12 @@ from sklearn.svm import LinearSVC
 from fvae import metrics
 from fvae.errors import UserError
 from fvae.metrics.dci import _one_sided
+from fvae.metrics.factors import Factors, classes_of
 from fvae.metrics.linear_svm import fit_predict
 from fvae.metrics.protocols import MIG
 from fvae.metrics.samples import Draw
-from fvae.metrics.sampling import TRAIN_SAMPLE_LANE, classes_of
+from fvae.metrics.sampling import samples_of
+from fvae.philox import Philox
 
 SIZES = (3, 4, 5, 8)
 N = math.prod(SIZES)
@@ -97,12 +99,13 @@ def test_seed_decides_everything(score):
 def test_mutual_information_equals_scikit_learn():
     codes = rotated()
     result = metrics.mig_score(codes, SIZES, seed=3)
-    draw = Draw.of(codes, SIZES, MIG.samples, 3, TRAIN_SAMPLE_LANE)
+    grid = Factors.grid(SIZES)
+    draw = Draw.of(codes, grid, samples_of(grid, MIG.samples, 0, Philox(3))[0])
     for j in range(K):
         edges = np.histogram(draw.codes[:, j], MIG.bins)[1][:-1]
         bins = np.digitize(draw.codes[:, j], edges)
         for k in range(K):
-            expected = mutual_info_score(bins, draw.classes[:, k])
+            expected = mutual_info_score(bins, draw.labels[k])
             assert result.information[j, k] == pytest.approx(expected, abs=2e-3)
 
 
