@@ -248,6 +248,7 @@ def _train(command: Train) -> int:
     from fvae.files import write_atomically
     from fvae.progress import TrainingProgress
     from fvae.training import distributed, loop
+    from fvae.training.trainer import sized
 
     config = _config_of(command)
     if command.backend is not None:
@@ -267,6 +268,7 @@ def _train(command: Train) -> int:
             run = command.out or Path("runs") / f"{config.objective}-seed{config.seed}"
             world.on_main(lambda: loop.check_free(run))
             store = load()
+            config = sized(config, store)  # refused before there is a folder
             config = world.on_main(lambda: loop.create_run(config, run))
         keep_freed_memory()
         with TrainingProgress(config.steps, _stderr) as progress:
