@@ -213,8 +213,8 @@ def sized(config: TrainConfig, store: Store) -> TrainConfig:
         )
     if config.image_size not in (None, height):
         raise UserError(
-            f"--data {store.name}: images are {height} x {width}, and --image-size, or the run, says"
-            f" {config.image_size}; only the pictures of a folder, .zip or .tar are resized"
+            f"--data {store.name}: images are {height} x {width}, and --image-size, or the run,"
+            f" says {config.image_size}; only the pictures of a folder, .zip or .tar are resized"
         )
     return dataclasses.replace(config, image_size=height)
 
