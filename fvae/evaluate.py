@@ -62,14 +62,16 @@ def encode(
     Raises:
         UserError: the images are of another shape than those that the model was trained on.
     """
-    if tuple(store.image_shape) != model.image_shape:
+    shape = tuple(store.image_shape)
+    expected = getattr(model, "image_shape", shape)  # somebody's own model need not have it
+    if shape != expected:
         raise UserError(
-            f"{store.name}: images are {list(store.image_shape)}, but the model was trained on"
-            f" {list(model.image_shape)}; give it the data that it was trained on"
+            f"{store.name}: images are {list(shape)}, but the model was trained on"
+            f" {list(expected)}; give it the data that it was trained on"
         )
     device = next(model.parameters()).device
     store, indices = store.to(device), indices.to(device)
-    larger = max(1, prod(model.image_shape[1:]) // IMAGE_SIZE**2)
+    larger = max(1, prod(shape[1:]) // IMAGE_SIZE**2)
     chunk = max(1, _CHUNK[device.type] // larger)
     codes = torch.empty(len(indices), model.latent_dim, device=device)
     logvars = torch.empty_like(codes)

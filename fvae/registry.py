@@ -40,7 +40,8 @@ class Objective:
         trainer: ``trainer(config, store, world)`` returns what makes its steps; None is
             :class:`fvae.training.trainer.Trainer`.
         model: ``model(config, image_channels)`` returns an untrained model to load a run's weights
-            into; None is :class:`fvae.models.vae.VAE`.
+            into, for images of ``config.image_size``; None is :class:`fvae.models.vae.VAE`, whose
+            ``encode``, ``decode`` and ``pixels`` it needs, as :mod:`fvae.models.infogan` has them.
         part: first part of the names of the model's tensors in a checkpoint.
         first: the rest of the name of its first convolution's weight, whose shape tells C.
     """

@@ -109,8 +109,8 @@ def load(
     _, height, width = store.image_shape
     if image_size is not None and (height, width) != (image_size, image_size):
         raise UserError(
-            f"--image-size {image_size}: images of {store.name} are {height} x {width}, and only"
-            " the pictures of a folder, .zip or .tar are resized; leave it out"
+            f"{source}: images are {height} x {width}, and --image-size, or the run, says"
+            f" {image_size}; only the pictures of a folder, .zip or .tar are resized"
         )
     return store
 

@@ -98,13 +98,15 @@ class Depth:
             with self._files.open(name) as file, Image.open(file, formats=FORMATS) as picture:
                 if bits_said(picture) is not None:
                     return 0, 0
+                if picture.mode.startswith("I"):
+                    return int(within_16_bits(picture).max()) >> 8, 0
                 multiplied, values = _raw_mode(picture).startswith("RGBa"), np.asarray(picture)
-        except Exception:  # whatever it is, the conversion will name it
+        except Exception:  # whatever it is, the conversion will name it and leave the picture out
             return 0, 0
-        if values.ndim == 2:
-            return int(values.max()) >> 8, 0
+        colour = int(values[..., :3].max())
         opacity = int(values[..., 3].max()) if picture.mode == "RGBA" else 0
-        return opacity if multiplied else int(values[..., :3].max()), opacity
+        # Pillow has divided by the opacity.
+        return min(colour, opacity) if multiplied else colour, opacity
 
 
 def eight_bits(files: ImageFiles, name: str, bits: tuple[int, int]) -> Image.Image:

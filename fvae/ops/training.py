@@ -1,6 +1,7 @@
 """The ops of a training step, in its order."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Literal, Protocol, TypeGuard, overload
 
 import torch
@@ -96,9 +97,14 @@ def gather_batch(
         indices, int64 ``[B]`` or ``[M, B]``.
 
     Raises:
+<<<<<<< HEAD
         TypeError: batch_size is no integer.
         ValueError: batch_size < 1, the store is empty, rng is on another device, or the backend
             does not exist.
+=======
+        ValueError: batch_size < 1, the store is empty, its rows are no images of its shape, rng is
+            on another device, or the backend does not exist.
+>>>>>>> images
     """
     data = store.data
     batch_size = integer("batch_size", batch_size)
@@ -114,6 +120,13 @@ def gather_batch(
         raise ValueError(f"rng: is on {rng.seed.device}, but the store is on {data.device}")
     run = implementation("gather_batch", backend)
     shape = list(store.image_shape)
+    pixels = prod(shape)
+    width = -(-pixels // 8) if store.binary else pixels
+    if not _on_demand(store) and data.shape[1] != width:
+        raise ValueError(
+            f"store.data: got rows of {data.shape[1]} bytes, expected {width} for images {shape}"
+            f" of {'bits' if store.binary else 'bytes'}"
+        )
     draw = (batch_size, rng.seed, rng.step, rng.lane, dtype)
     if _on_demand(store):
         # The backend draws from blank rows, of which only the numbers are used.

@@ -234,8 +234,8 @@ def sized(config: TrainConfig, store: Store) -> TrainConfig:
         )
     if config.image_size not in (None, height):
         raise UserError(
-            f"--image-size {config.image_size}: images of {store.name} are {height} x {width}, and"
-            " only the pictures of a folder, .zip or .tar are resized; leave it out"
+            f"--data {store.name}: images are {height} x {width}, and --image-size, or the run,"
+            f" says {config.image_size}; only the pictures of a folder, .zip or .tar are resized"
         )
     return dataclasses.replace(config, image_size=height)
 

@@ -180,6 +180,15 @@ def test_one_scale_serves_the_whole_set(tmp_path):
     assert np.array_equal(pixels, want)
 
 
+def test_a_picture_that_is_left_out_has_no_say(tmp_path, capsys):
+    values = deep(12, 1)
+    png16(tmp_path / "a" / "0.png", values)
+    tiff(tmp_path / "a" / "1.tif", np.full((64, 64, 1), 70000, np.uint32))
+    (tmp_path / "a" / "2.png").write_bytes(b"broken")
+    assert np.array_equal(pixels_of(load(tmp_path / "a")), [scaled(values, 12)])
+    assert "left out 2 of 3 image files" in capsys.readouterr().err
+
+
 def test_opacity_has_a_range_of_its_own(tmp_path):
     values = np.concatenate([deep(12, 3), np.full((64, 64, 1), 65535, np.uint16)], 2)
     values[:32, :, 3] = 0
@@ -269,7 +278,9 @@ def test_a_size_that_cannot_be(tmp_path, pictures):
         load(pictures, image_size=0)
     path = write_npz(tmp_path / "d.npz")
     assert load(path, image_size=64).image_shape == (1, 64, 64)
-    with pytest.raises(UserError, match="--image-size 28: images of .* are 64 x 64, and only"):
+    with pytest.raises(
+        UserError, match="images are 64 x 64, and --image-size, or the run, says 28"
+    ):
         load(path, image_size=28)
 
 

@@ -68,6 +68,11 @@ def test_opcheck():
 def test_bad_input():
     with pytest.raises(ValueError, match="batch_size: got 0"):
         ops.gather_batch(_store(True), 0, Philox(0))
+    for binary, expected in ((True, 24), (False, 192)):
+        store = _store(binary)
+        store.data = store.data[:, 1:]
+        with pytest.raises(ValueError, match=rf"rows of .* bytes, expected {expected} for images"):
+            ops.gather_batch(store, 3, Philox(0))
     empty = SimpleNamespace(data=torch.empty(0, 8, dtype=torch.uint8), binary=True, image_shape=())
     with pytest.raises(ValueError, match="store.data"):
         ops.gather_batch(empty, 3, Philox(0))

@@ -144,7 +144,7 @@ def _(folder):
     path = write_npz(folder / "d.npz")
     with _cache(folder):
         got = _message(lambda: data.load(path, image_size=28))
-    return got, "are 64 x 64, and only the pictures of a folder" in got
+    return got, "images are 64 x 64, and --image-size" in got
 
 
 # --- packed rows ----------------------------------------------------------------------------------

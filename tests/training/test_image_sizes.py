@@ -163,7 +163,9 @@ def test_settings_that_do_not_go_together():
     ):
         with pytest.raises(UserError, match="--likelihood gaussian: infogan reconstructs nothing"):
             make()
-    with pytest.raises(UserError, match="--image-size 64: images of 1 x 28 x 28 are 28 x 28"):
+    with pytest.raises(
+        UserError, match="images are 28 x 28, and --image-size, or the run, says 64"
+    ):
         Trainer(dataclasses.replace(SMALL, image_size=64), square(1, 28))
 
 
@@ -306,9 +308,23 @@ NAMES = (
 )  # fmt: skip
 
 
+def test_a_file_of_another_size(tmp_path, monkeypatch):
+    """Its size is kept, asked for or not; what cannot train leaves no folder."""
+    from fvae import cli
+
+    given = options(TINY, *(name for name in NAMES if name != "image_size"))
+    monkeypatch.setattr(cli, "_load_data", lambda *a: square(1, 28, images=4))
+    assert command("train", *given, "--out", tmp_path / "a")[0] == 0
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["image_size"] == 28
+    assert command("train", "--resume", tmp_path / "a", "--steps", "3")[0] == 0
+    monkeypatch.setattr(cli, "_load_data", lambda *a: square(1, 15, images=4))
+    assert "expected square ones" in refused("train", *given, "--out", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_size_that_a_data_set_does_not_have(tmp_path):
     error = refused("train", *options(TINY, *NAMES), "--out", tmp_path / "run")
-    assert "--image-size 20: images of dsprites (rendered) are 64 x 64, and only" in error
+    assert "dsprites: images are 64 x 64, and --image-size, or the run, says 20" in error
     assert not (tmp_path / "run").exists()
 
 
