@@ -266,12 +266,8 @@ def _train(command: Train) -> int:
     from fvae.device import keep_freed_memory
     from fvae.files import write_atomically
     from fvae.progress import TrainingProgress
-<<<<<<< HEAD
     from fvae.training import distributed, loop, run_data
-=======
-    from fvae.training import distributed, loop
     from fvae.training.trainer import sized
->>>>>>> images
 
     config = _config_of(command)
     if command.backend is not None:
@@ -295,12 +291,8 @@ def _train(command: Train) -> int:
             run = command.out or Path("runs") / f"{config.objective}-seed{config.seed}"
             world.on_main(lambda: loop.check_free(run))
             store = load()
-<<<<<<< HEAD
-            world.on_main(lambda: loop.create_run(config, run))
-=======
             config = sized(config, store)  # refused before there is a folder
-            config = world.on_main(lambda: loop.create_run(config, run))
->>>>>>> images
+            world.on_main(lambda: loop.create_run(config, run))
         keep_freed_memory()
         with TrainingProgress(config.steps, _stderr) as progress:
             signal_number = loop.train(config, store, run, progress.on_log, progress.on_step, world)

@@ -97,14 +97,9 @@ def gather_batch(
         indices, int64 ``[B]`` or ``[M, B]``.
 
     Raises:
-<<<<<<< HEAD
         TypeError: batch_size is no integer.
-        ValueError: batch_size < 1, the store is empty, rng is on another device, or the backend
-            does not exist.
-=======
         ValueError: batch_size < 1, the store is empty, its rows are no images of its shape, rng is
             on another device, or the backend does not exist.
->>>>>>> images
     """
     data = store.data
     batch_size = integer("batch_size", batch_size)
