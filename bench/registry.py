@@ -85,16 +85,19 @@ def cases(
     sizes, votes, samples = (3, 6, 40, 32, 32), 800, 100
     codes = normal(737_280, d)
     scale, active = codes.var(0), torch.ones(d, dtype=torch.bool, device=device)
-    found.append(
+    classes = torch.stack(torch.unravel_index(torch.arange(len(codes)), sizes), dim=1)
+    labels = ops.RowIndex.of(classes).to(device)
+    found += [
         Case(
-            "metric_votes", f"V={votes}, L={samples}",
-            lambda backend: ops.metric_votes(
-                codes, sizes, votes=votes, samples=samples, scale=scale, active=active, rng=rng,
+            "metric_votes", f"V={votes}, L={samples}{rows}",
+            lambda backend, of=of: ops.metric_votes(
+                codes, of, votes=votes, samples=samples, scale=scale, active=active, rng=rng,
                 backend=backend, balanced=True,
             ),
-            4 * votes * samples * d,
+            4 * votes * samples * width,
         )
-    )  # fmt: skip
+        for rows, of, width in (("", sizes, d), (", labels", labels, d + 1))
+    ]  # fmt: skip
     found += [
         Case(
             "pair_features", f"P={votes}, L=200",

@@ -82,7 +82,7 @@ class RowIndex:
         if isinstance(classes, np.ndarray):
             # A tame copy: PyTorch takes no other byte order, and warns of a read-only array.
             native = classes.dtype.newbyteorder("=")
-            labels = torch.tensor(np.ascontiguousarray(classes, dtype=native))
+            labels = torch.tensor(np.ascontiguousarray(classes, dtype=native), device="cpu")
         else:
             labels = torch.as_tensor(classes)
         if labels.is_floating_point() or labels.is_complex():

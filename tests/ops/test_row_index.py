@@ -101,6 +101,12 @@ def test_integers_of_any_kind(given):
     assert (got.rows.dtype, got.offsets.dtype) == (torch.int32, torch.int64)
 
 
+def test_an_index_is_where_the_labels_are():
+    labels = drawn_classes(20, [2, 2], 0).numpy()
+    with torch.device("meta"):
+        assert RowIndex.of(labels).device == torch.device("cpu")
+
+
 def test_an_index_moves():
     index = RowIndex.of(drawn_classes(20, [2, 5], 0))
     assert index.to("cpu") is index
@@ -290,6 +296,15 @@ def test_many_votes_with_any_threads():
             got = _all(codes, index, "cpp", votes=3000, samples=20)
         assert torch.equal(got[0], expected[0])
         assert_close(got[3], expected[3], torch.float32)
+
+
+def test_in_a_full_graph():
+    index, codes = RowIndex.of(drawn_classes(30, [3, 4], 0)), torch.randn(30, 4)
+    compiled = torch.compile(
+        lambda z: _all(z, index, None), fullgraph=True, backend="aot_eager"
+    )(codes)  # fmt: skip
+    for got, expected in zip(compiled, _all(codes, index, None), strict=True):
+        assert torch.equal(got, expected)
 
 
 def test_opcheck():
