@@ -5,6 +5,7 @@ Nets of a few units on random images: a step takes a millisecond.
 
 import contextlib
 import dataclasses
+import gzip
 import io
 import itertools
 import json
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -133,6 +135,57 @@ def write_shapes3d(path, values=((0.0, 0.5),) * 6, **changes):
     """A small 3D Shapes, of the factors' values."""
     labels = np.array(list(itertools.product(*values)))
     return write_h5(path, **({"images": coloured_images(len(labels)), "labels": labels} | changes))
+
+
+def write_mpi3d(path, count):
+    """A small MPI3D: images alone."""
+    np.savez_compressed(path, images=coloured_images(count))
+    return path
+
+
+def write_cars3d(folder, cars=2, **changes):
+    """A small Cars3D; returns what each file holds."""
+    folder.mkdir(parents=True)
+    arrays = {}
+    for i in range(cars):
+        views = np.random.default_rng(i).integers(0, 256, (3, 24, 4), dtype=np.uint8)
+        arrays[f"car_{i:03}_mesh.mat"] = {
+            "im": np.broadcast_to(views, (128, 128, 3, 24, 4)),
+            "mask": np.zeros((2, 2), np.uint8),
+        } | changes
+    for name, content in arrays.items():
+        scipy.io.savemat(folder / name, content, do_compression=True)
+    return [content["im"] for content in arrays.values()]
+
+
+def write_matrix(path, array, magic=None):
+    """A binary matrix as SmallNORB is published."""
+    magics = {"uint8": 0x1E3D4C55, "int32": 0x1E3D4C54}
+    lengths = [*array.shape, *[1] * (3 - array.ndim)]
+    header = [magic or magics[str(array.dtype)], array.ndim, *lengths]
+    content = np.array(header, "<i4").tobytes() + array.tobytes()
+    (gzip.open if path.suffix == ".gz" else open)(path, "wb").write(content)
+
+
+def write_smallnorb(folder, splits=("training", "testing"), count=6, end="", **changes):
+    """A small SmallNORB; returns the matrices by kind, split after split."""
+    folder.mkdir(exist_ok=True, parents=True)
+    rng, made = np.random.default_rng(0), {"dat": [], "cat": [], "info": []}
+    names = {"training": "5x46789x9x18x6x2x96x96", "testing": "5x01235x9x18x6x2x96x96"}
+    for split in splits:
+        info = [rng.integers(0, size, count) for size in (10, 9, 18, 6)]
+        info[2] *= 2  # azimuths are 0, 2 .. 34
+        arrays = {
+            "dat": rng.integers(0, 256, (count, 2, 96, 96), dtype=np.uint8),
+            "cat": rng.integers(0, 5, count).astype("<i4"),
+            "info": np.stack(info, axis=1).astype("<i4"),
+        } | changes
+        for kind, array in arrays.items():
+            made[kind].append(array)
+            if array is not None:
+                path = folder / f"smallnorb-{names[split]}-{split}-{kind}.mat{end}"
+                write_matrix(path, array)
+    return made
 
 
 def refusal(source, load=load, **options):

@@ -81,21 +81,16 @@ def opened(path: Path) -> Iterator[dict[str, Array]]:
         UserError: the file is missing or damaged, or of what is raised inside; it names the file.
     """
     suffix = path.suffix.lower()
-    try:
-        with reading(path, f"a {suffix} file of arrays"):
-            if suffix == ".npy":
-                with open(path, "rb") as file:
-                    yield {path.stem: _npy(path.stem, file, path.stat().st_size)}
-            elif suffix == ".npz":
-                with zipfile.ZipFile(path) as archive:
-                    yield _members(archive)
-            else:
-                with h5py.File(path, "r") as file:
-                    yield _datasets(file)
-    except UserError as error:
-        if str(path) in str(error):
-            raise
-        raise UserError(f"{path}: {error}") from None
+    with reading(path, f"a {suffix} file of arrays"):
+        if suffix == ".npy":
+            with open(path, "rb") as file:
+                yield {path.stem: _npy(path.stem, file, path.stat().st_size)}
+        elif suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                yield _members(archive)
+        else:
+            with h5py.File(path, "r") as file:
+                yield _datasets(file)
 
 
 # --- .npy and .npz -------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ def _files(path: Path, names: set[str]) -> Iterator[tuple[str, BinaryIO]]:
 
 def _im(file: BinaryIO) -> np.ndarray:
     """The array ``im`` of a MATLAB file, checked before it is read; objects are never loaded."""
-    if file.read(8) == b"\x89HDF\r\n\x1a\n" or b"MATLAB 7.3" in file.read(20):
+    if file.read(10) == b"MATLAB 7.3":
         with h5py.File(file, "r") as h5:
             array = h5.get("im")
             if not isinstance(array, h5py.Dataset):

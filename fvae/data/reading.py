@@ -23,12 +23,14 @@ def reading(path: Path, expected: str) -> Iterator[None]:
         expected: what the file should have been, for the message.
 
     Raises:
-        UserError: the block raised an error of any kind but a full disk.
+        UserError: the block raised an error of any kind but a full disk; it names the file.
     """
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the path of {expected}") from None
     except Exception as error:

@@ -21,7 +21,7 @@ _HASHED_WHOLE = 1 << 29
 _SAMPLE = 1 << 14
 
 # Row b holds the bits of byte b, lowest first. Looking rows up is the fastest way to unpack.
-BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)
+_BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +166,7 @@ class Store:
         """
         rows = self.rows(self._checked(indices).to(self.data.device))
         if self.binary:
-            bits = torch.nn.functional.embedding(rows.int(), BITS.to(rows.device))
+            bits = torch.nn.functional.embedding(rows.int(), _BITS.to(rows.device))
             rows = bits.flatten(1)[:, : prod(self.image_shape)]
         return rows.reshape(-1, *self.image_shape)
 

@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 from fvae import philox
 from fvae.data.image_files import FORMATS
 from fvae.data.reading import reading
-from fvae.data.store import BITS, Store
+from fvae.data.store import Store
 from fvae.errors import UserError
-from fvae.philox import Philox, Stream
+from fvae.philox import Stream
 
 KINDS = ("color", "noisy", "scream")
 
@@ -74,8 +74,9 @@ class VariantStore(Store):
             uint8 ``[..., 3 * H * W]``. On a GPU nothing waits for the host.
         """
         index = indices.reshape(-1)
-        bits = torch.nn.functional.embedding(self.data[index].int(), BITS.to(index.device))
-        sprite = bits.view(len(index), 1, -1)
+        # The table that Store looks bits up in lies on the host, which a CUDA graph cannot read.
+        bits = self.data[index][:, :, None] >> torch.arange(8, device=index.device).to(torch.uint8)
+        sprite = (bits & 1).reshape(len(index), 1, -1)
         images = getattr(self, f"_{self.kind}")(index, sprite)
         return images.reshape(*indices.shape, prod(self.image_shape))
 
@@ -87,7 +88,7 @@ class VariantStore(Store):
         word = self._words(index, prod(self.image_shape) // 16)  # a word holds four bytes
         shifts = torch.arange(0, 32, 8, device=index.device)
         noise = (word[:, :, None] >> shifts).to(torch.uint8)  # wraps to the low byte
-        return torch.maximum(noise.view(len(index), 3, -1), sprite * 255)
+        return torch.maximum(noise.reshape(len(index), 3, -1), sprite * 255)
 
     def _scream(self, index: torch.Tensor, sprite: torch.Tensor) -> torch.Tensor:
         word = self._words(index, 2)
@@ -109,10 +110,9 @@ class VariantStore(Store):
     def _words(self, index: torch.Tensor, groups: int) -> torch.Tensor:
         """Words of each image, int64 ``[n, 4 * groups]``: of Philox at the counters i * groups.."""
         counter = index[:, None] * groups + torch.arange(groups, device=index.device)
-        rng = Philox(0, device=index.device)
-        stream = Stream.SAMPLE.at(rng.lane)
-        words = philox.words_at(rng.seed, rng.step, stream, counter.flatten())
-        return words.view(len(index), -1)
+        zero = torch.zeros((), dtype=torch.int64, device=index.device)  # key and step
+        words = philox.words_at(zero, zero, Stream.SAMPLE.at(0), counter.flatten())
+        return words.reshape(len(index), -1)
 
 
 def variant(base: Store, kind: str, picture: str = "") -> VariantStore:

@@ -162,7 +162,8 @@ def test_a_full_disk_leaves_all_old_checkpoints(store, tmp_path, monkeypatch):
         _run(_group(), store, tmp_path / "a", on_step=fill)
     for run in (tmp_path / "a").iterdir():
         assert step_of(run) == 5
-        assert {p.name for p in run.iterdir()} == {"config.json", "log.jsonl", checkpoint.NAME}
+        names = {p.name for p in run.iterdir()}
+        assert names == {"config.json", "data.json", "log.jsonl", checkpoint.NAME}
 
 
 def test_checkpoints_are_interchangeable(store, tmp_path):
