@@ -130,9 +130,9 @@ def evaluate(
         )
     taken = {name: metric for name, metric in METRICS.items() if protocol in metric.protocols}
     options = _options(bins, taken.values())
+    factors, left_out = factors_of(store)
     model = checkpoint.load(run, device)
     run_data.check(run, store)
-    factors, left_out = factors_of(store)
     needed, refused = rows_of(factors, protocol, seed)
     part, information = encode(model, store, needed, lambda done: on_progress(done, len(needed)))
     # NaN where nothing was encoded: a metric that read such a row would say so.
