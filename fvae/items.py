@@ -77,10 +77,15 @@ def batches(
                     generator=torch.Generator(),
                 )
             )
+        wrong = None
         for batch in loader:
             if isinstance(batch, str):  # what a worker raises would come as many lines
-                raise UserError(batch)
+                wrong = batch
+                break
             yield batch
+        del loader  # ends the workers, who would live as long as the error that is raised
+        if wrong:
+            raise UserError(wrong)
 
 
 class _Stack:
