@@ -19,7 +19,7 @@ from shared import (
 from torch.library import opcheck
 
 from fvae import Philox, ops
-from fvae.ops import RowIndex, reference
+from fvae.ops import RowIndex, drawing, reference
 
 each_backend = pytest.mark.parametrize("backend", HOST_BACKENDS)
 
@@ -183,8 +183,8 @@ def test_a_word_draws_the_same_row_of_a_grid_and_of_its_labels():
     chooser, word = word[:, None], word[None, :]
     for k in range(3):
         factor = torch.tensor(k)
-        expected = reference.drawn_rows(sizes, None, None, factor, chooser, word)
-        got = reference.drawn_rows(sizes, index.offsets, index.rows, factor, chooser, word)
+        expected = drawing.drawn_rows(sizes, None, None, factor, chooser, word)
+        got = drawing.drawn_rows(sizes, index.offsets, index.rows, factor, chooser, word)
         assert torch.equal(got, expected)
 
 
