@@ -27,7 +27,7 @@ def score_table(result: dict) -> Table:
         table.caption = escape("left out: " + ", ".join(left_out))
     if not result["factor_vae"].get("votes"):
         return table
-    votes = Table(title="votes: rows are latents that varied least, columns the fixed factor")
+    votes = Table()
     votes.add_column("")
     for factor in result["factor_vae"]["factor_names"]:
         votes.add_column(escape(factor), justify="right")
@@ -35,5 +35,6 @@ def score_table(result: dict) -> Table:
         votes.add_row(f"z{dim}", *map(str, row))
     both = Table.grid()
     both.add_row(table)
+    both.add_row("votes: rows are latents that varied least, columns the fixed factor")
     both.add_row(votes)
     return both
