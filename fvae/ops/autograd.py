@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 from fvae.ops import reference
 from fvae.ops.registry import implementation
 
-_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active  # type: ignore[attr-defined]
+_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
 def transformed() -> bool:
@@ -92,11 +92,12 @@ class _Reparameterize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
-        args = (grad_z, grad_kl, *ctx.saved_tensors, ctx.lane)
+        saved, lane, backend = ctx.saved_tensors, ctx.lane, ctx.backend
         if torch.is_grad_enabled():
-            grads = _reparameterize_gradients(*args, ctx.backend)
+            grads = _reparameterize_gradients(grad_z, grad_kl, saved, lane, backend)
         else:
-            grads = implementation("reparameterize_backward", ctx.backend)(*args)
+            run = implementation("reparameterize_backward", backend)
+            grads = run(grad_z, grad_kl, *saved, lane)
         return *grads, None, None, None, None
 
 
@@ -111,8 +112,8 @@ class _ReparameterizeFunc(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx, *grads):
-        args = (*grads, *ctx.saved_tensors, ctx.lane, ctx.backend)
+    def backward(ctx, grad_z, grad_kl):
+        args = (grad_z, grad_kl, ctx.saved_tensors, ctx.lane, ctx.backend)
         return *_reparameterize_gradients(*args), None, None, None, None
 
     @staticmethod
@@ -120,7 +121,8 @@ class _ReparameterizeFunc(torch.autograd.Function):
         return _with_keys(reparameterize, 2, info, in_dims, args)
 
 
-def _reparameterize_gradients(grad_z, grad_kl, mu, logvar, seed, step, lane, backend):
+def _reparameterize_gradients(grad_z, grad_kl, saved, lane, backend):
+    mu, logvar, seed, step = saved
     # The noise of the forward pass, as its backend makes it.
     zero = torch.zeros_like(reference.wide(mu.detach()))
     noise, _ = reparameterize(zero, zero, seed, step, lane, backend)
@@ -207,11 +209,10 @@ class _LogitRatio(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_tc, grad_loss, _):
-        *slopes, logits_z, logits_perm = ctx.saved_tensors
+        slope_z, slope_perm, logits_z, logits_perm = ctx.saved_tensors
         if torch.is_grad_enabled():
             *_, slope_z, slope_perm = reference.logit_ratio(logits_z, logits_perm)
-            slopes = slope_z, slope_perm
-        return *_logit_gradients(grad_tc, grad_loss, *slopes, logits_z.dtype), None
+        return *_logit_gradients(grad_tc, grad_loss, slope_z, slope_perm, logits_z.dtype), None
 
 
 class _LogitRatioFunc(torch.autograd.Function):
@@ -232,9 +233,9 @@ class _LogitRatioFunc(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        front = [_mapped(info.batch_size, *pair) for pair in zip(in_dims[:2], args, strict=False)]
-        given = front[0].shape[:-2]
-        out = logit_ratio(*(x.flatten(0, -3) for x in front), args[2])
+        z, perm = (_mapped(info.batch_size, *p) for p in zip(in_dims[:2], args[:2], strict=True))
+        given = z.shape[:-2]
+        out = logit_ratio(z.flatten(0, -3), perm.flatten(0, -3), args[2])
         return tuple(t.unflatten(0, given) for t in out), (0, 0, 0)
 
 

@@ -68,8 +68,8 @@ class _SharedBackward(torch.autograd.Function):
         count = len(saved) // 4
         if torch.is_grad_enabled():
             run = _layers(ctx.dtype)
-            grads = _again(run, z, z_perm, saved[2 * count :], ctx.backend, grad_tc, grad_loss)
-            return grads[0], None, None, None, *grads[1:]
+            again = _again(run, z, z_perm, saved[2 * count :], ctx.backend, grad_tc, grad_loss)
+            return again[0], None, None, None, *again[1:]
         activations, weights = saved[:count], saved[count : 2 * count]
         rows, dtype = slope_z.shape[-1], ctx.dtype
         slope = torch.cat((slope_z, slope_perm), dim=-1) * grad_loss.unsqueeze(-1)
@@ -226,9 +226,10 @@ def two_players(
         raise ValueError(f"z_perm: got {list(z_perm.shape)}, expected z's shape {list(z.shape)}")
     if ours is not None:
         dtype = torch.promote_types(torch.float32, first.weight.dtype)
-        if torch.is_autocast_enabled(z.device.type):
+        # Autocast leaves float64 as it is.
+        if dtype == torch.float32 and torch.is_autocast_enabled(z.device.type):
             dtype = torch.get_autocast_dtype(z.device.type)
-        parameters = list(ours.parameters())
+        parameters: list[Tensor] = list(ours.parameters())
         if not transformed():
             return _SharedBackward.apply(z, z_perm, dtype, backend, *parameters)
         run = frozen = _layers(dtype)
