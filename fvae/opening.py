@@ -1,6 +1,7 @@
 """The data of a command: where its options or its run say that they are, and what they hold."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -30,7 +31,7 @@ def data_of(
     return load(place, run if source is None else None, progress)
 
 
-def load(place: dict[str, str | None], run: Path | None = None, progress: bool = False) -> Store:
+def load(place: dict[str, Any], run: Path | None = None, progress: bool = False) -> Store:
     """The data at a place of :func:`fvae.training.run_data.where`.
 
     Raises:
