@@ -285,7 +285,7 @@ def _train(command: Train) -> int:
         if command.resume is not None:
             run = command.resume
             store = load(run)
-            run_data.keep(run, store, world)
+            world.on_main(lambda: run_data.check(run, store, quietly=True))
             world.on_main(lambda: write_atomically(run / loop.CONFIG_NAME, config.to_json()))
         else:
             run = command.out or Path("runs") / f"{config.objective}-seed{config.seed}"

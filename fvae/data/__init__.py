@@ -134,8 +134,8 @@ def _load(
     title = f"converting {path.name}"
     if smallnorb.splits(path):
         _refuse(str(source), factors=factors)
-        key, build = _key(path, smallnorb.stamp(path)), bound(smallnorb.load_smallnorb, path)
-        return _built(key, title, build, progress)
+        key = _key(path, smallnorb.stamp(path))
+        return _built(key, title, bound(smallnorb.load_smallnorb, path), progress)
     if path.is_dir() and cars3d.is_cars3d(path):
         _refuse(str(source), factors=factors)
         key = _key(path, cars3d.stamp(path))
@@ -145,8 +145,7 @@ def _load(
     _refuse(str(source), factors=factors)
     if path.suffix.lower() != ".pth":
         raise UserError(f"{path}: not a known data set; expected {_known()}")
-    build = lambda advance: load_faces3d_pth(path)  # noqa: E731
-    return _built(_key(path, _stamp(path)), title, build, progress)
+    return _built(_key(path, _stamp(path)), title, lambda _: load_faces3d_pth(path), progress)
 
 
 def absolute(source: str) -> str:

@@ -112,13 +112,14 @@ def train(
         OSError: the folder is read-only or the disk is full.
     """
     world, config = world or World(), sized(config, store)
-    run_data.keep(run, store, world)
+    world.on_main(lambda: run_data.check(run, store, quietly=True))
     trainer = make_trainer(config, store, world)
     means = Means()
     if world.on_main((run / checkpoint.NAME).exists):
         tensors = world.each(lambda: checkpoint.read(run, config))
         trainer.restore(tensors, run / checkpoint.NAME)
         means.restore([tensors], trainer.device)
+    run_data.keep(run, store, world)
     log = run / LOG_NAME
     world.on_main(lambda: _cut_log(log, trainer.step_count))
 

@@ -23,18 +23,23 @@ def where(config: TrainConfig) -> dict[str, Any]:
     return {"source": config.data} | {name: getattr(config, name) for name in names}
 
 
-def check(run: Path, store: Store) -> None:
+def check(run: Path, store: Store, quietly: bool = False) -> None:
     """Check that a set is the one that a run was trained on.
 
     A run folder of version 0.1 does not tell: then a line on stderr says so.
+
+    Args:
+        run: the run folder.
+        store: the set.
+        quietly: leave that line to somebody else.
 
     Raises:
         UserError: it is another set.
     """
     kept = _read(run)
-    if kept is None:
+    if kept is None and not quietly:
         warn(f"{run}: holds no {NAME}, so that it may be of other data than {store.name}")
-    else:
+    if kept is not None:
         compare(f"{run}", kept, store)
 
 

@@ -222,7 +222,7 @@ def train(
         OSError: a folder is read-only or the disk is full; all runs keep their old checkpoints.
     """
     for run in runs:
-        run_data.keep(run, store)
+        run_data.check(run, store, quietly=True)
     trainer, means = StackedTrainer(configs, store), Means(len(runs))
     configs = trainer.configs
     config, live, lost = configs[0], list(range(len(runs))), []
@@ -230,6 +230,8 @@ def train(
     if states:
         trainer.restore_all(states, runs[0] / checkpoint.NAME)
         means.restore(states, trainer.device)
+    for run in runs:
+        run_data.keep(run, store)
     logs = [run / loop.LOG_NAME for run in runs]
     for log in logs:
         loop._cut_log(log, trainer.step_count)
