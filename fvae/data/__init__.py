@@ -134,12 +134,13 @@ def _load(
     title = f"converting {path.name}"
     if smallnorb.splits(path):
         _refuse(str(source), factors=factors)
-        key = _key(path, smallnorb.stamp(path))
-        return _built(key, title, bound(smallnorb.load_smallnorb, path), progress)
+        key = _key(path, smallnorb.stamp(path) + _sized(side))
+        build = bound(smallnorb.load_smallnorb, path, side=side)
+        return _built(key, title, build, progress)
     if path.is_dir() and cars3d.is_cars3d(path):
         _refuse(str(source), factors=factors)
-        key = _key(path, cars3d.stamp(path))
-        return _built(key, title, bound(cars3d.load_cars3d, path), progress)
+        key = _key(path, cars3d.stamp(path) + _sized(side))
+        return _built(key, title, bound(cars3d.load_cars3d, path, side=side), progress)
     if path.is_dir() or cars3d.is_archive(path):
         return _pictures(path, factors, progress, side)
     _refuse(str(source), factors=factors)
@@ -211,8 +212,7 @@ def _arrays(path: Path, images: str | None, factors: str | None, progress: bool)
 
 
 def _pictures(path: Path, factors: str | None, progress: bool, side: int) -> Store:
-    # Nothing of the usual size, so that what was converted before there were others is found.
-    size = "" if side == IMAGE_SIZE else f"|{side} x {side}"
+    size = _sized(side)
     listing = folder_listing(path) if path.is_dir() else None
     content = _stamp(path) if listing is None else str(listing)
     key = _key(path, content + size + label_files.stamp(path, factors))
@@ -221,7 +221,7 @@ def _pictures(path: Path, factors: str | None, progress: bool, side: int) -> Sto
         return store
     if listing is None and cars3d.is_cars3d(path):
         _refuse(str(path), factors=factors)
-        build = bound(cars3d.load_cars3d, path)
+        build = bound(cars3d.load_cars3d, path, side=side)
         return _built(key, f"converting {path.name}", build, progress)
     if listing is None and path.suffix.lower() not in ARCHIVES:
         raise UserError(f"{path}: holds no Cars3D; unpack it and give the folder")
@@ -233,6 +233,11 @@ def _pictures(path: Path, factors: str | None, progress: bool, side: int) -> Sto
             return convert_images(path, listing, rows, advance, side, label)
 
     return converted(key, _key(path, size), convert)
+
+
+def _sized(side: int) -> str:
+    # Nothing of the usual size, so that what was converted before there were others is found.
+    return "" if side == IMAGE_SIZE else f"|{side} x {side}"
 
 
 def _key(path: Path, content: str = "") -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -128,7 +128,8 @@ def variant(base: Store, kind: str, picture: str = "") -> VariantStore:
         UserError: the picture is missing, is no picture, or is too small.
     """
     _, height, width = base.image_shape
-    name, more = f"dsprites-{kind} (rendered)", {}
+    name = f"dsprites-{kind} (rendered)"
+    more: dict[str, Any] = {}
     if kind == "scream":
         background = _picture(Path(picture).expanduser()) if picture else _drawn()
         if background.shape[0] <= height or background.shape[1] <= width:

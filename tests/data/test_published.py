@@ -250,3 +250,13 @@ def test_a_trap_in_place_of_a_matrix_is_not_run(tmp_path):
     (dat,) = tmp_path.glob("*-dat.mat")
     dat.write_bytes(pickle.dumps(Trap()))
     refusal(tmp_path)
+
+
+def test_pictures_of_published_sets_come_at_any_size(tmp_path, own_cache):
+    write_cars3d(tmp_path / "cars")
+    write_smallnorb(tmp_path / "norb")
+    for folder, channels in (("cars", 3), ("norb", 1)):
+        small, usual = (load(tmp_path / folder, image_size=side) for side in (32, None))
+        assert small.image_shape == (channels, 32, 32) and usual.image_shape == (channels, 64, 64)
+        halves = usual.images([0]).float().unflatten(2, (32, 2)).unflatten(4, (32, 2)).mean((3, 5))
+        assert (halves - small.images([0])).abs().mean() < 40  # the same picture
