@@ -27,7 +27,7 @@ from fvae.data import Store
 from fvae.errors import UserError
 from fvae.models import vae as nets
 from fvae.models.infogan import InfoGAN
-from fvae.training import checkpoint, infogan, loop, objectives, stacked
+from fvae.training import checkpoint, infogan, loop, objectives, run_data, stacked
 from fvae.training.trainer import Trainer
 
 # C, side, binary: sides that stay even, become odd and are odd; 31 and 16 end at one pixel; bits
@@ -177,11 +177,18 @@ def test_a_model_takes_images_of_its_own_size(tmp_path):
     ):
         model.encode(torch.rand(2, 1, 31, 31))  # which has the same layers
     for other in (square(1, 31), square(3, 28)):
+        config = TrainConfig.from_file(tmp_path / "a" / "config.json")
+        config = dataclasses.replace(config, steps=2)
+        with pytest.raises(UserError, match="was trained on"):
+            report.write_report(tmp_path / "a", other)
+        with pytest.raises(UserError, match="was trained on"):
+            loop.train(config, other, tmp_path / "a")
+    (tmp_path / "a" / run_data.NAME).unlink()  # as of version 0.1
+    for other in (square(1, 31), square(3, 28)):
         with pytest.raises(UserError, match="but the model was trained on"):
             report.write_report(tmp_path / "a", other)
         with pytest.raises(UserError, match="was made with image_size = 28|is of shape|belongs to"):
-            config = TrainConfig.from_file(tmp_path / "a" / "config.json")
-            loop.train(dataclasses.replace(config, steps=2), other, tmp_path / "a")
+            loop.train(config, other, tmp_path / "a")
 
 
 def test_a_run_of_another_likelihood_is_not_continued(tmp_path):
@@ -310,14 +317,15 @@ NAMES = (
 
 def test_a_file_of_another_size(tmp_path, monkeypatch):
     """Its size is kept, asked for or not; what cannot train leaves no folder."""
-    from fvae import cli
+    from fvae import opening
 
     given = options(TINY, *(name for name in NAMES if name != "image_size"))
-    monkeypatch.setattr(cli, "_load_data", lambda *a: square(1, 28, images=4))
+    store = square(1, 28, images=4)
+    monkeypatch.setattr(opening, "load", lambda *a: store)
     assert command("train", *given, "--out", tmp_path / "a")[0] == 0
     assert json.loads((tmp_path / "a" / "config.json").read_text())["image_size"] == 28
     assert command("train", "--resume", tmp_path / "a", "--steps", "3")[0] == 0
-    monkeypatch.setattr(cli, "_load_data", lambda *a: square(1, 15, images=4))
+    monkeypatch.setattr(opening, "load", lambda *a: square(1, 15, images=4))
     assert "expected square ones" in refused("train", *given, "--out", tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
