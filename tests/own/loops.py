@@ -369,15 +369,20 @@ def _(folder):
 # --- what a program has set -----------------------------------------------------------------------
 
 for _setting in SETTINGS:
+    # Another number of threads divides the sums otherwise.
+    _bound = 1e-5 if _setting == "one thread" else 0.0
+    _right = "the same weights, to rounding" if _bound else "the same weights, bit for bit"
 
-    @case(f"training under: {_setting}", "the same weights, bit for bit")
-    def _(folder, setting=_setting):
+    @case(f"training under: {_setting}", _right)
+    def _(folder, setting=_setting, bound=_bound):
         config, store = dataclasses.replace(SMALL, steps=2), bits(20)
         for name in ("plain", "set"):
             with SETTINGS[setting]() if name == "set" else torch.enable_grad():
                 loop.train(loop.create_run(config, folder / name), store, folder / name)
         got, want = tensors(folder / "set"), tensors(folder / "plain")
-        return f"{len(got)} tensors", all(torch.equal(got[name], want[name]) for name in want)
+        pairs = [(got[name].double(), want[name].double()) for name in want if want[name].numel()]
+        apart = max((a - b).abs().max() for a, b in pairs)
+        return f"{len(got)} tensors, at most {apart:.0e} apart", bool(apart <= bound)
 
 
 @case("a fork after the import", "the child's ops work on two threads")
