@@ -3,11 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fvae import ops
-from fvae.philox import Philox
-
 if TYPE_CHECKING:
-    from fvae import data, metrics
+    from fvae import data, metrics, ops
+    from fvae.philox import Philox
     from fvae.training.checkpoint import load
 
 __all__ = ["Philox", "data", "load", "metrics", "ops"]
@@ -15,10 +13,12 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # scikit-learn, h5py and safetensors are imported when first used: an op in somebody's loop
-    # should not wait for them.
-    if name in ("data", "metrics"):
+    # Imported when first used: an op in somebody's loop should not wait for scikit-learn, h5py and
+    # safetensors, nor the command's first line for PyTorch.
+    if name in ("data", "metrics", "ops"):
         return importlib.import_module(f"fvae.{name}")
     if name == "load":
         return importlib.import_module("fvae.training.checkpoint").load
+    if name == "Philox":
+        return importlib.import_module("fvae.philox").Philox
     raise AttributeError(f"module 'fvae' has no attribute {name!r}")

@@ -1,25 +1,23 @@
-"""The ``fvae`` command, made from the configuration dataclasses."""
+"""The ``fvae`` command: what is done for each thing that it can be asked for."""
 
 import contextlib
 import dataclasses
 import errno
-import io
 import json
 import os
-import re
+import signal
 import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import tyro
 from rich.console import Console
 
+from fvae.commands import Data, Doctor, Eval, Report, Study, Train, Traverse, parse
 from fvae.config import StudyConfig, TrainConfig
 from fvae.errors import UserError
-from fvae.registry import DATA, METRICS, OBJECTIVES, Registry
+from fvae.streams import OutputLost, abandon_output, end_in_order
 
 if TYPE_CHECKING:
     from fvae.data import Store
@@ -27,116 +25,33 @@ if TYPE_CHECKING:
 _stderr = Console(stderr=True, highlight=False)
 
 
-@dataclasses.dataclass(frozen=True)
-class Train(TrainConfig):
-    """Train a model and write a run folder: configuration, log, checkpoint, report."""
-
-    out: Path | None = None
-    """Run folder to make; None is runs/OBJECTIVE-seedN."""
-    resume: Path | None = None
-    """Run folder to continue; its config.json gives every setting, and only --steps (to a larger
-    number), --device, --checkpoint-every, --log-every and --data, if the data have moved, may be
-    given besides."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Eval:
-    """Score a run: FactorVAE metric, Higgins' metric, MIG, SAP and DCI on the same codes."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder."""
-    protocol: str = "kim2018"
-    """kim2018, locatello2019, or exhaustive (every image, no random numbers; FactorVAE metric
-    only). Scores of different protocols are not comparable."""
-    seed: int = 0
-    """Seed of the metrics' random numbers."""
-    bins: int | None = None
-    """Bins of the mutual information gap; None is the protocol's 20. With fewer bins than a factor
-    has values its ceiling is below 1; scores of different bins are not comparable."""
-    json: bool = False
-    """Print JSON with every constant of the protocol and the votes, instead of a table."""
-    device: str = "auto"
-    """Where to encode: auto, cpu or cuda."""
-    data: str | None = None
-    """Where the run's data are now, if they have moved; they must be the same."""
-    factors: str | None = None
-    """Where their labels are now, if they have moved or came later; as of `fvae train`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """Write the run's report.html: curves, scores, reconstructions, traversals."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder."""
-    data: str | None = None
-    """Where the run's data are now, if they have moved; they must be the same."""
-    factors: str | None = None
-    """Where their labels are now, if they have moved or came later; as of `fvae train`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Traverse:
-    """Write latent traversals as traversal.png and traversal.gif."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder."""
-    out: Path | None = None
-    """Folder for the two files; None is the run folder."""
-    data: str | None = None
-    """Where the run's data are now, if they have moved; they must be the same."""
-    factors: str | None = None
-    """Where their labels are now, if they have moved or came later; as of `fvae train`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Study(StudyConfig):
-    """Train, score and compare a grid of objectives, weights and seeds on one page.
-
-    The same command again continues a study that was stopped, and does nothing when all is done;
-    --steps, --seeds and the grid may then be raised. Settings of training hold for every run.
-    """
-
-    out: Path = Path("runs/study")
-    """The study's folder: study.html, results.csv, study.json, and a run folder for each run."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """Load a data set once (rendering or converting it into the cache) and describe it."""
-
-    source: tyro.conf.Positional[str] = "dsprites"
-    """What `fvae train --data` takes."""
-    images: str | None = None
-    """As of `fvae train`: the array of images in the file."""
-    factors: str | None = None
-    """As of `fvae train`: where the labels are."""
-    image_size: int | None = None
-    """As of `fvae train`: the side to which pictures are resized."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Doctor:
-    """Say what this machine has and which backend each op will use."""
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit with 0, 2 for a user's mistake, or 128 + a signal's number."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    command = None
     try:
-        command = _parse(arguments)
+        command = parse(arguments)
         status = _COMMANDS[type(command)](command)
+        sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
+    except OutputLost as error:
+        abandon_output()
+        if error.errno == errno.EPIPE:  # `fvae ... | head`: the reader has what it wanted
+            _exit(128 + signal.SIGPIPE)
+        _fail(f"standard output: {error.strerror}; send it to a file or a terminal")
     except OSError as error:
         # Full disk, read-only folder: the system names the cause, the file name the thing.
         thing = error.filename or "the output folder"
         remedy = "name a folder that you can write to"
-        if error.errno == errno.ENOSPC:
-            remedy = "free some space, then go on with `fvae train --resume`"
-        _fail(f"{thing}: {error.strerror or error}; {remedy}")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            again = "give the same command again"
+            if isinstance(command, Train):
+                again = "go on with `fvae train --resume`"
+            remedy = f"free some space, then {again}"
+        _fail(f"{os.fsdecode(thing)}: {error.strerror or error}; {remedy}")
     except KeyboardInterrupt:
-        status = 130
+        status = 128 + signal.SIGINT
     _exit(status)
 
 
@@ -156,95 +71,6 @@ def _exit(status: int) -> None:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
-
-
-def _offer_registered() -> None:
-    """Make the entries of the registries the choices and the help of the options that take them."""
-    # Written as calls: Literal[...] and tuple[...] are for names that a type checker can read.
-    objectives: Any = Literal.__getitem__(tuple(OBJECTIVES))
-    Train.__annotations__["objective"] = _helped(objectives, "What to minimise: ", OBJECTIVES)
-    Study.__annotations__["objectives"] = types.GenericAlias(tuple, (objectives, ...))
-    drawn = (
-        "Data set: the path of a published set (dSprites .npz, 3D Shapes .h5, 3D Faces .pth, MPI3D"
-        " .npz, Cars3D, SmallNORB), of a .npz, .npy or .h5 with an array of images, or of a folder,"
-        " .zip or .tar of pictures (CelebA, 3D Chairs); or made here, "
-    )
-    for command in (Train, Study):
-        command.__annotations__["data"] = _helped(str, drawn, DATA)
-    Eval.__doc__ = f"Score a run on the same codes: {', '.join(m.about for m in METRICS.values())}."
-
-
-def _helped(kind: Any, text: str, entries: Registry[Any]) -> Any:
-    """Return the type of an option whose help text ends with the entries and what they are."""
-    named = "; ".join(f"{name}: {entry.about}" for name, entry in entries.items())
-    return Annotated[kind, tyro.conf.arg(help=f"{text}{named}.")]
-
-
-def _parse(arguments: list[str]) -> Any:
-    _offer_registered()
-    base, resumed = Train(), None
-    if arguments[:1] == ["train"]:
-        resumed = _option(arguments, "--resume")
-        if resumed is not None:
-            config = TrainConfig.from_file(Path(resumed) / "config.json")
-            base = Train(**dataclasses.asdict(config), resume=Path(resumed))
-    train = Annotated[Train, tyro.conf.subcommand("train", default=base)]
-    commands: Any = train  # a union that only running code knows
-    for kind in (Eval, Report, Traverse, Study, Data, Doctor):
-        commands |= Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())]
-    # tyro prints an error as a box of several lines; people's scripts want one.
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            command = tyro.cli(
-                commands,
-                prog="fvae",
-                description="Train, score and look at FactorVAE and its baselines.",
-                args=arguments,
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UserError(_one_line(errors.getvalue())) from None
-    if resumed is not None:
-        _check_resume(base, command)
-    return command
-
-
-def _option(arguments: list[str], name: str) -> str | None:
-    for i, argument in enumerate(arguments):
-        if argument == name and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith(name + "="):
-            return argument[len(name) + 1 :]
-    return None
-
-
-def _one_line(box: str) -> str:
-    rows = [re.sub(r"^\s*│|│\s*$", "", row).strip() for row in box.splitlines()]
-    kept = [row for row in rows if row and not re.match(r"^[╭╰─]", row)]
-    text = " ".join(kept)
-    # The help text of the option, repeated, is what --help is for.
-    text = re.sub(r"Argument helptext:.*?(?=For full helptext)", "", text)
-    return re.sub(r"For full helptext, (?:run|see) (.*--help).*", r"see `\1`", text)
-
-
-def _check_resume(base: Train, command: Train) -> None:
-    from fvae.training.checkpoint import RESUMABLE
-
-    for field in dataclasses.fields(Train):
-        given, kept = getattr(command, field.name), getattr(base, field.name)
-        option = "--" + field.name.replace("_", "-")
-        if given != kept and field.name not in RESUMABLE:
-            raise UserError(
-                f"{option} {given}: cannot be given with --resume, the run has {kept};"
-                " leave it out, or train a new run"
-            )
-    if command.steps < base.steps:
-        raise UserError(
-            f"--steps {command.steps}: the run was made for {base.steps}; it can only be raised"
-        )
 
 
 # --- commands: each returns the exit status ----------------------------------------------------
@@ -269,10 +95,11 @@ def _train(command: Train) -> int:
     from fvae.training import distributed, loop, run_data
     from fvae.training.trainer import sized
 
+    end_in_order()
     config = _config_of(command)
     if command.backend is not None:
         _check_backend(command.backend, config.device)
-    with distributed.join(config) as world:
+    with distributed.join(config) as world, contextlib.ExitStack() as claims:
         _stderr.quiet = not world.main
 
         # Before any data are drawn or converted: what this machine has not is refused.
@@ -284,6 +111,7 @@ def _train(command: Train) -> int:
 
         if command.resume is not None:
             run = command.resume
+            loop.claim(run, claims, world)
             store = load(run)
             world.on_main(lambda: run_data.check(run, store, quietly=True))
             world.on_main(lambda: write_atomically(run / loop.CONFIG_NAME, config.to_json()))
@@ -322,6 +150,7 @@ def _eval(command: Eval) -> int:
     from fvae.device import keep_freed_memory, resolve_device
     from fvae.report.terminal import score_table
 
+    end_in_order()
     device = resolve_device(command.device)
     keep_freed_memory()
     store = _data_of(command)
@@ -345,6 +174,7 @@ def _eval(command: Eval) -> int:
 def _report(command: Report) -> int:
     from fvae import report
 
+    end_in_order()
     print(report.write_report(command.run, _data_of(command)))
     return 0
 
@@ -352,6 +182,7 @@ def _report(command: Report) -> int:
 def _traverse(command: Traverse) -> int:
     from fvae import report
 
+    end_in_order()
     for path in report.write_traversals(command.run, _data_of(command), command.out):
         print(path)
     return 0
@@ -361,6 +192,7 @@ def _study(command: Study) -> int:
     from fvae.device import keep_freed_memory
     from fvae.study.study import study
 
+    end_in_order()
     if command.backend is not None:
         _check_backend(command.backend, command.device)
     keep_freed_memory()
@@ -372,6 +204,7 @@ def _study(command: Study) -> int:
 def _data(command: Data) -> int:
     from fvae import opening
 
+    end_in_order()
     place = {"source": command.source, "images": command.images, "factors": command.factors,
              "image_size": command.image_size}  # fmt: skip
     Console().print(opening.described(opening.load(place, progress=_stderr.is_terminal)))

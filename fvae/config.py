@@ -7,14 +7,21 @@ import dataclasses
 import json
 import math
 import os
+import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Self, get_args, get_origin
+
+import msgspec
 
 from fvae.errors import UserError
 from fvae.registry import OBJECTIVES
 from fvae.scalars import boolean, integer, real
+
+#: Settings that a file of an older version lacks; what is now their default was then the rule.
+LATER = ("images", "factors", "image_size", "likelihood")
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,8 @@ class TrainConfig:
             value = getattr(self, name)
             if not value >= 0 or not math.isfinite(value):
                 raise UserError(f"--{name.replace('_', '-')}: got {value}, expected 0 or more")
+        if not -(1 << 63) <= self.seed < 1 << 64:
+            raise UserError(f"--seed: got {self.seed}, expected a number of 64 bits")
         if len(self.conv_channels) != 4 or min(self.conv_channels) < 1:
             raise UserError(
                 f"--conv-channels: got {self.conv_channels}, expected four positive numbers"
@@ -147,29 +156,55 @@ class TrainConfig:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> "TrainConfig":
-        """Return the settings of a dictionary that went through JSON, which has no tuples."""
-        given: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
-        }
-        return cls(**given)
+    def from_fields(cls, fields: dict[str, Any], optional: Collection[str] = LATER) -> Self:
+        """Return the settings of a dictionary that went through JSON.
+
+        Args:
+            fields: settings by name.
+            optional: names that may be missing, and then have their defaults.
+
+        Raises:
+            UserError: a setting is missing, unknown, or of another type or range.
+        """
+        if not isinstance(fields, dict):
+            raise UserError(f"got {fields!r}, expected settings by name")
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(fields.keys() - known)
+        if unknown:
+            raise UserError(
+                f"made by a newer fvae, or not by fvae: has the unknown setting {unknown[0]!r};"
+                " update fvae"
+            )
+        missing = sorted(known - fields.keys() - set(optional))
+        if missing:
+            raise UserError(f"the setting {missing[0]!r} is missing")
+        try:
+            return msgspec.convert(fields, cls)
+        except msgspec.ValidationError as error:
+            if isinstance(error.__cause__, UserError):
+                raise error.__cause__ from None
+            what, _, place = str(error).partition(" - at `$.")
+            name = place.rstrip("`")
+            value = fields.get(re.split(r"\W", name)[0])
+            raise UserError(f"{name}: got {value!r}. {what}".replace("`", "")) from None
 
     @classmethod
-    def from_file(cls, path: Path) -> "TrainConfig":
+    def from_file(cls, path: Path) -> Self:
         """Read the settings back from a ``config.json``.
 
         Raises:
-            UserError: the file is missing, is not JSON, or holds a setting that does not exist.
+            UserError: the file is missing, is not JSON, or a setting is missing, unknown, or of
+                another type or range.
         """
         try:
-            return cls.from_fields(json.loads(path.read_text()))
-        except FileNotFoundError:
+            return cls.from_fields(json.loads(path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{path}: no such file; {path.parent} is not a run folder made by `fvae train`"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise UserError(f"{path}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{path}: {error}; restore it or train again") from None
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}: not a readable configuration ({error}); restore it or train again"
             ) from None

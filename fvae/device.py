@@ -22,8 +22,10 @@ def resolve_device(name: str) -> torch.device:
     """Return the device of a setting: "auto" is cuda if there is one, otherwise cpu.
 
     Raises:
-        UserError: "cuda" is asked for where PyTorch sees no CUDA device.
+        UserError: it is another name, or "cuda" where PyTorch sees no CUDA device.
     """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {name}: expected auto, cpu or cuda")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

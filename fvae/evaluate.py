@@ -110,10 +110,11 @@ def evaluate(
             then called "kim2018, 50 bins", and the file ``eval-kim2018-bins50.json``.
 
     Returns:
-        the contents of the file: scores, votes, protocol constants, seed, images encoded and the
-        mean KL of each dimension. A GAN has an estimate of its mutual information instead, and a
-        protocol that drops dimensions by their KL then drops constant ones alone. A metric that
-        cannot be taken of the set's labels has no score, and a note that says why.
+        the contents of the file: scores, votes, protocol constants, seed, step and checkpoint that
+        were scored, images encoded and the mean KL of each dimension. A GAN has an estimate of its
+        mutual information instead, and a protocol that drops dimensions by their KL then drops
+        constant ones alone. A metric that cannot be taken of the set's labels has no score, and a
+        note that says why.
 
     Raises:
         UserError: the set has no factors or is another than the run's, the protocol does not exist,
@@ -131,7 +132,7 @@ def evaluate(
     taken = {name: metric for name, metric in METRICS.items() if protocol in metric.protocols}
     options = _options(bins, taken.values())
     factors, left_out = factors_of(store)
-    model = checkpoint.load(run, device)
+    model, state = checkpoint.load_state(run, device)
     run_data.check(run, store)
     needed, refused = rows_of(factors, protocol, seed)
     part, information = encode(model, store, needed, lambda done: on_progress(done, len(needed)))
@@ -140,7 +141,8 @@ def evaluate(
     codes[needed] = part
 
     called = protocol + "".join(f", {value} {name}" for name, value in options.items())
-    result: dict[str, Any] = {"protocol": called, "seed": seed, "images_encoded": len(needed)}
+    result: dict[str, Any] = {"protocol": called, "seed": seed}
+    result |= {"step": state.step, "checkpoint": state.fingerprint, "images_encoded": len(needed)}
     result |= options
     if factors.columns:
         kinds = [{"name": c.name, "values": None if c.real else len(c.values)}

@@ -1,7 +1,11 @@
 """Files written whole or not at all, and the folder of those that are kept for later runs."""
 
+import contextlib
+import fcntl
 import os
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
@@ -11,6 +15,11 @@ def cache_folder() -> Path:
     """The folder of what is kept for later runs: ``$FVAE_CACHE``, or the user's cache for fvae."""
     chosen = os.environ.get("FVAE_CACHE")
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("fvae")
+
+
+def encoded(text: str) -> bytes:
+    """Return text as UTF-8; of a file's name that is none, the bytes that the name has."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview | str) -> None:
@@ -28,7 +37,7 @@ def write_atomically(path: Path, *parts: bytes | memoryview | str) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             for part in parts:
-                file.write(part.encode() if isinstance(part, str) else part)
+                file.write(encoded(part) if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files that only the owner can read; a result is an ordinary file.
@@ -41,3 +50,39 @@ def write_atomically(path: Path, *parts: bytes | memoryview | str) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)  # a full disk is reported by write(), which knows no name
         raise
+
+
+# Folders that this process has locked, by device and inode, and the thread that did.
+_held: dict[tuple[int, int], int] = {}
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which ends with this process at the latest.
+
+    Raises:
+        BlockingIOError: somebody holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        key = _identity(os.fstat(handle))
+        _held[key] = threading.get_ident()
+        try:
+            yield
+        finally:
+            del _held[key]
+    finally:
+        os.close(handle)
+
+
+def holds(folder: Path) -> bool:
+    """Return whether this thread holds the folder's lock."""
+    try:
+        return _held.get(_identity(folder.stat())) == threading.get_ident()
+    except OSError:
+        return False
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino

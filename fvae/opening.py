@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from fvae import data
@@ -47,24 +48,24 @@ def load(place: dict[str, Any], run: Path | None = None, progress: bool = False)
 
 def described(store: Store) -> Table:
     """A table of what a set holds: images, memory, factors, cache."""
-    table = Table(title=store.name, show_header=False)
+    table = Table(title=escape(store.name), show_header=False)
     shape = " x ".join(map(str, store.image_shape))
     table.add_row("images", f"{len(store):,} of {shape}, {'binary' if store.binary else 'bytes'}")
     if store.note:
-        table.add_row("note", store.note)
+        table.add_row("note", escape(store.note))
     table.add_row("in memory", f"{store.nbytes / 1e6:.0f} MB")
     if store.labels is None:
         for name, size in zip(store.factor_names, store.factor_sizes, strict=True):
-            table.add_row(f"factor {name}", f"{size} values")
+            table.add_row(f"factor {escape(name)}", f"{size} values")
     else:
         for name, column in zip(store.factor_names, store.labels.T, strict=True):
             low, high, values = column.min().item(), column.max().item(), len(column.unique())
-            table.add_row(f"factor {name}", f"{values:,} values, {low:g} to {high:g}")
+            table.add_row(f"factor {escape(name)}", f"{values:,} values, {low:g} to {high:g}")
     known = "no full grid: combinations are missing or repeated"
     if not store.factor_names:
         known = "none: it trains without scores"
     elif store.labels is None:
         known = "a full grid"
     table.add_row("factors", known)
-    table.add_row("cache folder", str(data.cache_folder()))
+    table.add_row("cache folder", escape(str(data.cache_folder())))
     return table

@@ -346,18 +346,18 @@ def made(trainer_class, keep=lambda trainer: trainer):
 @contextlib.contextmanager
 def checkpoints_noted():
     """Yield their clock, which only we move (`now`), and what was saved: (run's name, step)."""
-    clock, save = checkpoint.clock, checkpoint.save
+    clock, prepare = checkpoint.clock, checkpoint.prepare
     noted = SimpleNamespace(now=0.0, saved=[])
 
     def noting(run, tensors, *args):
         noted.saved.append((run.name, int(tensors["rng.step"])))
-        save(run, tensors, *args)
+        prepare(run, tensors, *args)
 
-    checkpoint.clock, checkpoint.save = lambda: noted.now, noting
+    checkpoint.clock, checkpoint.prepare = lambda: noted.now, noting
     try:
         yield noted
     finally:
-        checkpoint.clock, checkpoint.save = clock, save
+        checkpoint.clock, checkpoint.prepare = clock, prepare
 
 
 # --- processes ------------------------------------------------------------------------------------

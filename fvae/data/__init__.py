@@ -9,6 +9,7 @@ from functools import partial as bound
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from fvae.config import IMAGE_SIZE
@@ -264,5 +265,5 @@ def _published(path: Path) -> Callable[..., Store] | None:
 @contextmanager
 def _bar(title: str, visible: bool) -> Iterator[Callable[[float], None]]:
     with Progress(console=Console(stderr=True), disable=not visible) as bar:
-        task = bar.add_task(title, total=1.0)
+        task = bar.add_task(escape(title), total=1.0)
         yield lambda done: bar.update(task, completed=done)

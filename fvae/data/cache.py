@@ -6,7 +6,6 @@ both. A file is written whole or not at all, checked when it is loaded, and memo
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from math import prod
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from fvae.data.store import Store
+from fvae.errors import warn
 from fvae.files import cache_folder, write_atomically
 
 _SUFFIX = ".safetensors"
@@ -177,8 +177,3 @@ def file_header(
     text = json.dumps(header).encode().ljust(length - 8)
     text += b" " * (-(8 + len(text)) % 64)  # the data starts aligned for any processor
     return len(text).to_bytes(8, "little") + text
-
-
-def warn(message: str) -> None:
-    """Say something in one line on stderr."""
-    print(f"fvae: warning: {message}", file=sys.stderr)

@@ -18,17 +18,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fvae.data.cache import (
-    cache_file,
-    file_header,
-    from_cache,
-    labels_bytes,
-    load_file,
-    warn,
-)
+from fvae.data.cache import cache_file, file_header, from_cache, labels_bytes, load_file
 from fvae.data.factors import NO_FACTORS, KnownFactors
 from fvae.data.store import Store
-from fvae.errors import UserError
+from fvae.errors import UserError, warn
 
 _HEADER = 1 << 16  # bytes: names of factors, and numbers of sources that gave no row
 

@@ -15,12 +15,15 @@ def seed_of(seed: int) -> int:
     """Return the seed as an int.
 
     Raises:
-        UserError: it is not a whole number.
+        UserError: it is not a whole number of 64 bits.
     """
     try:
-        return operator.index(seed)
+        number = operator.index(seed)
     except TypeError:
         raise UserError(f"seed: got {seed!r}, expected a whole number") from None
+    if not -(1 << 63) <= number < 1 << 64:
+        raise UserError(f"seed: got {number}, expected a number of 64 bits")
+    return number
 
 
 def bins_of(bins: int) -> int:

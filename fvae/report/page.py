@@ -10,6 +10,9 @@ import matplotlib
 matplotlib.use("Agg")  # pages are written on machines without a screen
 import matplotlib.pyplot as plt  # noqa: E402
 
+# Names are data: a dollar in one starts no formula.
+matplotlib.rcParams["text.parse_math"] = False
+
 
 def page(name: str, subtitle: str, sections: Iterable[tuple[str, str]]) -> str:
     """Return a page of HTML.
@@ -21,6 +24,11 @@ def page(name: str, subtitle: str, sections: Iterable[tuple[str, str]]) -> str:
     """
     body = "".join(f"<section><h2>{t}</h2>{content}</section>" for t, content in sections)
     return _PAGE.format(name=html.escape(name), subtitle=html.escape(subtitle), body=body)
+
+
+def drawable(name: str) -> str:
+    """Return a name as a figure can show it: bytes that are no text become question marks."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def picture(content: bytes, kind: str = "png") -> str:

@@ -20,12 +20,16 @@ from fvae.models.infogan import InfoGAN
 from fvae.models.vae import VAE
 from fvae.philox import Philox, Stream
 from fvae.registry import METRICS
-from fvae.report.page import page, picture, plt, png_of, table
+from fvae.report.page import drawable, page, picture, plt, png_of, table
+from fvae.report.scores import is_of, read_scores
 from fvae.report.terminal import ceiling
 from fvae.training import checkpoint, run_data
-from fvae.training.loop import HEADLINES, LOG_NAME
+from fvae.training import log as logs
+from fvae.training.loop import HEADLINES
 
 _FRAMES = 11
+#: Latent dimensions that are drawn; a figure of hundreds takes minutes, and shows nothing.
+_MOST = 32
 _GIF_FRAMES = 24
 _KL_SAMPLE = 2048
 
@@ -89,8 +93,8 @@ def shown(images: Tensor) -> Tensor:
 
 
 def by_kl(kl: Tensor) -> list[int]:
-    """Latent dimensions in order of falling KL (of a GAN, mutual information)."""
-    return torch.argsort(kl, descending=True, stable=True).tolist()
+    """Latent dimensions in order of falling KL (of a GAN, mutual information); the first 32."""
+    return torch.argsort(kl, descending=True, stable=True)[:_MOST].tolist()
 
 
 @as_imported()
@@ -188,7 +192,7 @@ def _curves_figure(log: list[dict]) -> plt.Figure:
     size = (3.4 * len(panels), 2.6)
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
     for axis, (name, title) in zip(axes[0], panels, strict=True):
-        values = [line[name] for line in log]
+        values = [line.get(name, np.nan) for line in log]
         axis.plot(steps, values, color="#2a6fbb", linewidth=1.2, marker=marker, markersize=4)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
@@ -205,7 +209,9 @@ def _curves_figure(log: list[dict]) -> plt.Figure:
 
 def _votes_figure(scores: dict) -> plt.Figure:
     votes = np.array(scores["factor_vae"]["votes"])
-    names = scores["factor_vae"]["factor_names"]
+    dims = np.sort(np.argsort(-votes.sum(1), kind="stable")[:_MOST])
+    votes = votes[dims]
+    names = [drawable(name) for name in scores["factor_vae"]["factor_names"]]
     figure, axis = plt.subplots(figsize=(1.1 * votes.shape[1] + 1.5, 0.36 * votes.shape[0] + 1))
     axis.imshow(votes, cmap="Blues", aspect="auto")
     for (j, k), count in np.ndenumerate(votes):
@@ -214,27 +220,10 @@ def _votes_figure(scores: dict) -> plt.Figure:
             k, j, count, ha="center", va="center", fontsize=8, color="white" if dark else "black"
         )
     axis.set_xticks(range(len(names)), names, fontsize=8)
-    axis.set_yticks(range(len(votes)), [f"z{j}" for j in range(len(votes))], fontsize=8)
+    axis.set_yticks(range(len(votes)), [f"z{j}" for j in dims], fontsize=8)
     axis.set_xlabel("fixed factor", fontsize=8)
     axis.set_ylabel("dimension that varied least", fontsize=8)
     return figure
-
-
-def read_log(run: Path) -> list[dict]:
-    """Return the lines of a run's ``log.jsonl``; a line that a kill cut short is left out."""
-    path = run / LOG_NAME
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
-
-
-def read_scores(run: Path) -> list[dict]:
-    """Return the contents of the run's ``eval-*.json`` files."""
-    return [json.loads(path.read_text()) for path in sorted(run.glob("eval-*.json"))]
 
 
 @as_imported()
@@ -253,17 +242,17 @@ def write_report(run: Path, store: Store) -> Path:
         OSError: the folder cannot be written.
     """
     config = TrainConfig.from_file(run / "config.json")
-    log, scores = read_log(run), read_scores(run)
-    model = checkpoint.load(run)
+    log, scores = logs.read(run), read_scores(run)
+    model, state = checkpoint.load_state(run)
     run_data.check(run, store)
     code, kl = _start_code(model, store, config.seed)
     sections = []
     if log:
         sections.append(("Losses", _summary(log[-1]) + picture(png_of(_curves_figure(log)))))
     if scores:
-        sections.append(("Scores", _score_table(scores)))
+        sections.append(("Scores", _score_table(scores, state)))
         for s in scores:
-            if s["factor_vae"].get("votes"):
+            if s["factor_vae"].get("votes") and is_of(s, state):
                 title = f"Votes of the FactorVAE metric, {s['protocol']}"
                 sections.append((title, picture(png_of(_votes_figure(s)))))
     else:
@@ -283,7 +272,8 @@ def write_report(run: Path, store: Store) -> Path:
         (
             f"Latent traversals, by falling {model.information_name}",
             f"<p>Each row moves one latent dimension from {low} to {high} and keeps the others at"
-            " the code of one image.</p>" + picture(png_of(_traversal_figure(model, code, kl))),
+            f" the code of one image.{_first(kl)}</p>"
+            + picture(png_of(_traversal_figure(model, code, kl))),
         ),
         (
             "The same in motion",
@@ -299,13 +289,17 @@ def write_report(run: Path, store: Store) -> Path:
     return path
 
 
+def _first(kl: Tensor) -> str:
+    return f" Shown are the first {_MOST} of {len(kl)} dimensions." if len(kl) > _MOST else ""
+
+
 def _summary(line: dict) -> str:
     parts = [f"step {line['step']:,}", f"{line['seconds']:.0f} s"]
     parts += [f"{n} {line[n]:.3g}" for n in HEADLINES if n in line]
     return "<p>Last logged interval: " + ", ".join(parts) + ".</p>"
 
 
-def _score_table(scores: list[dict]) -> str:
+def _score_table(scores: list[dict], state: checkpoint.State) -> str:
     names = tuple(METRICS)
     head = "".join(f"<th>{n}</th>" for n in ("protocol", *names))
     rows = ""
@@ -313,6 +307,8 @@ def _score_table(scores: list[dict]) -> str:
         cells = "".join(f"<td>{_score(s, n)}</td>" for n in names)
         notes = {n: s.get(n, {}).get("note") for n in names}
         note = html.escape("; ".join(f"{n}: {text}" for n, text in notes.items() if text))
+        if not is_of(s, state):
+            note = f"<b>of step {s['step']:,}</b>; the run is at step {state.step:,} {note}"
         rows += f"<tr><td>{html.escape(s['protocol'])}</td>{cells}<td>{note}</td></tr>"
     caption = (
         "<p>Scores of different protocols are not comparable. After a slash stands the ceiling,"

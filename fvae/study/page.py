@@ -3,20 +3,20 @@
 import csv
 import html
 import io
-import json
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 from fvae.config import TrainConfig
-from fvae.files import write_atomically
+from fvae.files import encoded, write_atomically
 from fvae.registry import METRICS, OBJECTIVES
 from fvae.report.page import page, picture, plt, png_of, table
-from fvae.report.run import read_log
+from fvae.report.scores import scores_of
 from fvae.report.terminal import ceiling
 from fvae.study.grid import setting_of, weight_of
 from fvae.study.work import failure, is_finished, steps_done
+from fvae.training import log
 
 PAGE_NAME = "study.html"
 RESULTS_NAME = "results.csv"
@@ -56,11 +56,16 @@ def write_page(out: Path, runs: dict[str, TrainConfig], kept: dict) -> Path:
     writer.writeheader()
     writer.writerows(rows)
     path, results = out / PAGE_NAME, out / RESULTS_NAME
+    content = encoded(text.getvalue())
     # The table is written last: where it is up to date, so is the page.
-    if not path.exists() or not results.exists() or results.read_text() != text.getvalue():
+    if not _is_whole(path) or not results.exists() or results.read_bytes() != content:
         write_atomically(path, _page(out, rows, kept, protocol))
-        write_atomically(results, text.getvalue())
+        write_atomically(results, content)
     return path
+
+
+def _is_whole(page: Path) -> bool:
+    return page.exists() and page.read_bytes().rstrip().endswith(b"</html>")
 
 
 def _row(run: Path, config: TrainConfig, protocol: str | None) -> dict:
@@ -74,10 +79,10 @@ def _row(run: Path, config: TrainConfig, protocol: str | None) -> dict:
         return row | {"status": "failed", "message": message}
     if not is_finished(run, config, protocol):
         return row | {"status": "unfinished"}
-    last = read_log(run)[-1]
+    last = (log.read(run) or [{}])[-1]
     row |= {"status": "done"} | {n: last[n] for n in _LOSSES if n in last}
     if protocol:
-        scores = json.loads((run / f"eval-{protocol}.json").read_text())
+        scores = scores_of(run, protocol) or {}
         row["protocol"] = protocol
         for name in METRICS:
             value = scores.get(name, {}).get("score")
@@ -214,11 +219,11 @@ def _tc_curves(out: Path, groups: dict[str, Rows]) -> str:
     figure, axis = plt.subplots(figsize=(7.2, 3.6))
     colours = plt.cm.viridis(np.linspace(0, 0.8, len(shown)))
     for (setting, rows), colour in zip(shown.items(), colours, strict=True):
-        logs = [{line["step"]: line["tc"] for line in read_log(out / "runs" / row["run"])}
-                for row in rows]  # fmt: skip
+        lines = [log.read(out / "runs" / row["run"]) for row in rows]
+        logs = [{line["step"]: line["tc"] for line in some if "tc" in line} for some in lines]
         # --log-every may have changed between two calls: compare what all seeds have.
         steps = sorted(set.intersection(*map(set, logs)))
-        tc = np.array([[log[step] for step in steps] for log in logs])
+        tc = np.array([[by_step[step] for step in steps] for by_step in logs])
         axis.plot(steps, tc.mean(0), color=colour, label=setting, linewidth=1.2)
         axis.fill_between(steps, tc.min(0), tc.max(0), color=colour, alpha=0.2, linewidth=0)
     axis.axhline(0, color="gray", linewidth=0.8)
@@ -247,8 +252,7 @@ def _html_table(head: list[str], rows: list[list[str]]) -> str:
 
 def _ceilings(out: Path, rows: Rows, protocol: str) -> str:
     """Say what a perfect code scores, where that is below 1 and the same for all runs."""
-    files = [out / "runs" / row["run"] / f"eval-{protocol}.json" for row in rows]
-    scores = [json.loads(file.read_text()) for file in files]
+    scores = [scores_of(out / "runs" / row["run"], protocol) or {} for row in rows]
     found = {name: {ceiling(one, name) for one in scores} for name in METRICS}
     said = [f"{name} {one.pop()}" for name, one in found.items() if one != {""} and len(one) == 1]
     return f" A perfect code scores {', '.join(said)}." if said else ""
@@ -294,7 +298,7 @@ def _execution(execution: dict) -> str:
     measured = execution["step_seconds"]
     if not measured:
         return text
-    objectives = list(measured["one-by-one"])
+    objectives = list(dict.fromkeys(o for times in measured.values() for o in times))
     lines = [
         [name, *(f"{1000 * times[o]:.2f}" if o in times else "&ndash;" for o in objectives)]
         for name, times in measured.items()

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from fvae import data, evaluate, metrics
-from fvae.config import StudyConfig, TrainConfig
-from fvae.errors import UserError
-from fvae.files import write_atomically
+from fvae.config import LATER, StudyConfig, TrainConfig
+from fvae.errors import UserError, warn
+from fvae.files import locked, write_atomically
 from fvae.study import page as study_page
 from fvae.study.grid import OF_A_RUN, expand
 from fvae.study.launch import import_ray, ray_tasks, torchrun
@@ -22,7 +23,6 @@ from fvae.study.work import (
     Stop,
     failure,
     is_finished,
-    locked,
     release_memory,
     steps_done,
     work,
@@ -102,6 +102,8 @@ def _bring_to_its_end(
     runs, expected = out / "runs", expand(config)
     protocol = config.protocol if kept["factors"] else None
     todo = {n: c for n, c in expected.items() if not is_finished(runs / n, c, protocol)}
+    for name in expected.keys() - todo.keys():
+        _repair(runs / name, expected[name])
     if todo:
         store = store or data.load(**run_data.where(config), progress=show_progress)
         if fingerprint := kept.get("fingerprint"):  # a study of version 0.1 has none
@@ -189,8 +191,17 @@ def _prepare(run: Path, config: TrainConfig) -> None:
     """Make the run folder, or let its configuration have what may change."""
     run.mkdir(parents=True, exist_ok=True)
     path = run / loop.CONFIG_NAME
-    if not path.exists() or path.read_text() != config.to_json():
+    if not path.exists() or path.read_bytes() != config.to_json().encode():
         write_atomically(path, config.to_json())
+
+
+def _repair(run: Path, config: TrainConfig) -> None:
+    """Make a finished run's configuration again, where it is damaged."""
+    try:
+        TrainConfig.from_file(run / loop.CONFIG_NAME)
+    except UserError as error:
+        warn(f"{error}; made again")
+        write_atomically(run / loop.CONFIG_NAME, config.to_json())
 
 
 # --- study.json ----------------------------------------------------------------------------------
@@ -201,17 +212,32 @@ def _settings(config: StudyConfig) -> dict:
     return {name: value for name, value in settings.items() if name not in OF_A_RUN}
 
 
+class _Execution(msgspec.Struct):
+    strategy: str
+    processes: int
+    threads: int
+    step_seconds: dict[str, dict[str, float]]
+    reason: str
+
+
+class _Kept(msgspec.Struct):
+    settings: dict[str, Any]
+    factors: list[str]
+    execution: _Execution | None
+
+
 def _read(out: Path) -> dict | None:
     path = out / STUDY_NAME
     try:
-        kept = json.loads(path.read_text())
-        kept["settings"]["precision"], kept["factors"], kept["execution"]
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        known = msgspec.convert(kept, _Kept)
+        StudyConfig.from_fields(known.settings, (*LATER, *OF_A_RUN))
         return kept
     except FileNotFoundError:
         return None
     except NotADirectoryError:
         raise UserError(f"--out {out}: is a file; name a folder") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: not a readable study ({error}); restore it, or name another --out"
         ) from None

@@ -7,7 +7,6 @@ Started by torchrun this file is a worker, which takes its job as an argument an
 
 import contextlib
 import dataclasses
-import fcntl
 import gc
 import json
 import os
@@ -20,14 +19,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from fvae import data, evaluate, report
 from fvae.config import TrainConfig
 from fvae.data import Store
 from fvae.device import keep_freed_memory
-from fvae.errors import UserError
-from fvae.files import write_atomically
+from fvae.errors import UserError, warn
+from fvae.files import locked, write_atomically
 from fvae.training import checkpoint, loop, stacked
 
 FAILED_NAME = "failed.json"
@@ -37,7 +35,7 @@ OnEvent = Callable[[str, str, int], None]
 
 
 class Stop:
-    """SIGINT and SIGTERM ask for an end: after the step in training, at once in scoring.
+    """SIGINT, SIGTERM and SIGHUP ask for an end: after the step in training, at once in scoring.
 
     Attributes:
         number: the signal's number, 0 before it came.
@@ -63,7 +61,7 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in loop.ENDS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._catch)
         return self
@@ -75,27 +73,32 @@ class Stop:
 
 def steps_done(run: Path) -> int:
     """Return the step of the run's checkpoint, 0 if there is none that can be read."""
-    try:
-        with safe_open(run / checkpoint.NAME, "pt") as file:
-            return int(file.get_tensor("rng.step"))
-    except (OSError, SafetensorError):
-        return 0
+    state = checkpoint.state_of(run)
+    return state.step if state else 0
 
 
 def failure(run: Path) -> str | None:
-    """Return why the run failed, None if it did not."""
+    """Return why the run failed, None if it did not; what cannot be read says nothing."""
+    path = run / FAILED_NAME
     try:
-        return json.loads((run / FAILED_NAME).read_text())["message"]
+        message = json.loads(path.read_text(encoding="utf-8"))["message"]
     except FileNotFoundError:
         return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        message = None
+    if not isinstance(message, str):
+        warn(f"{path}: damaged, and left out; the run is tried again")
+        return None
+    return message
 
 
 def is_finished(run: Path, config: TrainConfig, protocol: str | None) -> bool:
     """Return whether nothing is left to do for a run: trained, scored and shown, or failed."""
     if failure(run) is not None:
         return True
-    made = ["report.html"] + ([f"eval-{protocol}.json"] if protocol else [])
-    return all((run / name).exists() for name in made) and steps_done(run) >= config.steps
+    if steps_done(run) < config.steps or not (run / "report.html").exists():
+        return False
+    return protocol is None or report.scores_of(run, protocol) is not None
 
 
 def work(
@@ -150,21 +153,6 @@ def _claimed(folders: list[Path]) -> Iterator[bool]:
             yield True
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, which ends with this process at the latest.
-
-    Raises:
-        BlockingIOError: another process holds it.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
-
-
 def _do(
     runs: list[Path], protocol: str | None, store: Store, stop: Stop, on_event: OnEvent
 ) -> None:
@@ -172,9 +160,8 @@ def _do(
     todo = [run for run in runs if not is_finished(run, configs[run], protocol)]
     untrained = [run for run in todo if steps_done(run) < configs[run].steps]
     for run in untrained:
-        # Whoever was killed while saving left a part; whatever was scored is about to change.
-        parts = run.glob(f".{checkpoint.NAME}.????????")
-        for left in (*parts, *run.glob("eval-*.json"), run / "report.html"):
+        # Whatever was scored is about to change; a failure that cannot be read is no more.
+        for left in (*run.glob("eval-*.json"), run / "report.html", run / FAILED_NAME):
             left.unlink(missing_ok=True)
     if untrained:
         stop.number = _train(untrained, configs, store, on_event) or stop.number
@@ -190,6 +177,8 @@ def _do(
             evaluate.evaluate(run, store, protocol, device=configs[run].device)
         report.write_report(run, store)
         stop.droppable = False
+        # Scoring has read the newest whole: the one before would double what a study takes.
+        (run / checkpoint.PREVIOUS).unlink(missing_ok=True)
         on_event(run.name, "done", configs[run].steps)
 
 
@@ -292,8 +281,9 @@ def _worker(job: dict) -> None:
     last = 0.0
 
     def say(**event: object) -> None:
-        # One write, so that the lines of several workers do not mix.
-        os.write(sys.stdout.fileno(), (json.dumps({"rank": rank} | event) + "\n").encode())
+        # One write, so that the lines of several workers do not mix. Nobody may be left to read it.
+        with contextlib.suppress(OSError):
+            os.write(1, (json.dumps({"rank": rank} | event) + "\n").encode())
 
     def on_event(run: str, phase: str, step: int) -> None:
         nonlocal last

@@ -1,12 +1,18 @@
 """Checkpoints: one safetensors file with weights, optimizer state, seed and step.
 
-Nothing is pickled. The file's metadata holds the configuration that made it.
+Nothing is pickled. The file's metadata holds the configuration that made it and the SHA-256 of all
+the rest, and the checkpoint before the newest is kept, should the newest turn out damaged.
 """
 
 import dataclasses
+import hashlib
 import json
+import os
+import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -15,7 +21,7 @@ from torch import Tensor, nn
 
 from fvae.config import TrainConfig
 from fvae.device import as_imported
-from fvae.errors import UserError
+from fvae.errors import UserError, warn
 from fvae.files import write_atomically
 from fvae.models import vae as nets
 from fvae.models.infogan import InfoGAN
@@ -23,6 +29,10 @@ from fvae.models.vae import VAE
 from fvae.registry import OBJECTIVES
 
 NAME = "checkpoint.safetensors"
+#: The one before; it stays until another has come after the newest.
+PREVIOUS = "checkpoint.previous.safetensors"
+#: A new one that is whole, and about to become the newest.
+NEXT = f".{NAME}.next"
 _FORMAT = "1"
 
 #: Settings that may differ between a run and its continuation. Where the data are may change; that
@@ -64,8 +74,35 @@ class Schedule:
         return self.every is None and clock() - self._last >= INTERVAL
 
 
-def save(run: Path, tensors: dict[str, Tensor], config: TrainConfig, name: str = NAME) -> None:
-    """Write the run's checkpoint, whole or not at all, as the file ``name`` of its folder.
+class Damaged(UserError):
+    """A checkpoint that is not what was written."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Which state of a run something was made of.
+
+    Attributes:
+        step: training steps done.
+        fingerprint: SHA-256 of the checkpoint, hexadecimal.
+    """
+
+    step: int
+    fingerprint: str
+
+
+def save(run: Path, tensors: dict[str, Tensor], config: TrainConfig) -> None:
+    """Write the run's checkpoint, whole or not at all; the one before is kept as PREVIOUS.
+
+    Raises:
+        OSError: the folder is read-only or the disk is full.
+    """
+    prepare(run, tensors, config)
+    promote(run)
+
+
+def prepare(run: Path, tensors: dict[str, Tensor], config: TrainConfig) -> None:
+    """Write what :func:`promote` will make the run's checkpoint.
 
     Raises:
         OSError: the folder is read-only or the disk is full.
@@ -73,44 +110,151 @@ def save(run: Path, tensors: dict[str, Tensor], config: TrainConfig, name: str =
     # safetensors refuses non-contiguous tensors: channels_last weights are written row-major.
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     metadata = {"format": _FORMAT, "config": json.dumps(json.loads(config.to_json()))}
-    write_atomically(run / name, safetensors.torch.save(plain, metadata))
+    content = memoryview(safetensors.torch.save(plain, metadata))
+    header, start = _header(content)
+    header["__metadata__"]["sha256"] = _digest(header, content[start:])
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data starts aligned
+    write_atomically(run / NEXT, len(text).to_bytes(8, "little"), text, content[start:])
+
+
+def promote(run: Path) -> None:
+    """Make what :func:`prepare` wrote the run's checkpoint, and the old one its PREVIOUS.
+
+    Raises:
+        OSError: the folder is read-only or the disk is full; the old checkpoint is then untouched.
+    """
+    if (run / NAME).exists():
+        second = run / f".{PREVIOUS}.next"
+        second.unlink(missing_ok=True)
+        try:
+            os.link(run / NAME, second)
+        except OSError:  # a file system without links
+            shutil.copyfile(run / NAME, second)
+        os.replace(second, run / PREVIOUS)
+    os.replace(run / NEXT, run / NAME)
+
+
+def recover(run: Path, config: TrainConfig) -> None:
+    """Put the checkpoint before the newest in its place, where the newest is damaged or gone.
+
+    What a killed process left of a file it was writing is cleared away. Only who holds the run's
+    lock may call this.
+
+    Raises:
+        UserError: the newest is damaged, and there is no whole one before it.
+        OSError: the folder cannot be written.
+    """
+    for left in (*run.glob(f".{NEXT}.????????"), run / f".{PREVIOUS}.next"):
+        left.unlink(missing_ok=True)
+    if not (run / NAME).exists() and not (run / PREVIOUS).exists():
+        return
+    try:
+        read(run, config)
+    except Damaged as damage:
+        try:
+            step = int(read(run, config, PREVIOUS)["rng.step"])
+        except UserError:
+            raise damage from None
+        warn(f"{damage}; going on from the checkpoint before it, of step {step}")
+        os.replace(run / PREVIOUS, run / NAME)
 
 
 def read(run: Path, config: TrainConfig, name: str = NAME) -> dict[str, Tensor]:
     """Read a run's checkpoint, the file ``name`` of its folder, checked against its configuration.
 
     Raises:
-        UserError: the file is missing, cut short, or of another configuration.
+        Damaged: the file is missing, cut short, or its checksum is wrong.
+        UserError: it is of another configuration.
     """
     return _read(run, config, name)[0]
 
 
-def _read(run: Path, config: TrainConfig, name: str = NAME) -> tuple[dict[str, Tensor], dict]:
-    """Return the tensors as :func:`read`, and the settings that the file was made with."""
+def _read(
+    run: Path, config: TrainConfig, name: str
+) -> tuple[dict[str, Tensor], State, dict[str, Any]]:
+    """Return the tensors as :func:`read`, their state, and the settings that made the file."""
     path = run / name
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; {run} is not a run folder made by `fvae train`")
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise Damaged(
+            f"{path}: no such file; {run} is not a run folder made by `fvae train`"
+        ) from None
+    except OSError as error:
+        raise Damaged(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        header, start = _header(memoryview(content))
+        metadata = header.get("__metadata__", {})
+        digest = _digest(header, memoryview(content)[start:])
+        if metadata.get("sha256", digest) != digest:
+            raise ValueError("its checksum is wrong")
+        tensors = safetensors.torch.load(content)
+    except (safetensors.SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise Damaged(
             f"{path}: cut short or damaged ({error}); restore a copy or train again"
         ) from None
-    if metadata.get("format") != _FORMAT or "config" not in metadata:
-        raise UserError(f"{path}: not a checkpoint of this version of fvae; train again")
-    made_by = json.loads(metadata["config"])
-    for name, value in json.loads(config.to_json()).items():
+    try:
+        if metadata["format"] != _FORMAT:
+            raise ValueError
+        made_by = dict(json.loads(metadata["config"]))
+        step = int(tensors["rng.step"])
+    except (ValueError, KeyError, TypeError, RuntimeError):
+        raise UserError(f"{path}: not a checkpoint of this version of fvae; train again") from None
+    for setting, value in json.loads(config.to_json()).items():
         # A setting that came later than the file had its default's effect then. The size of the
         # images is the data set's, unless it was asked for.
-        free = name in RESUMABLE or (name == "image_size" and value is None)
-        if not free and made_by.get(name, value) != value:
+        free = setting in RESUMABLE or (setting == "image_size" and value is None)
+        if not free and made_by.get(setting, value) != value:
             raise UserError(
-                f"{path}: was made with {name} = {made_by.get(name)!r}, but"
+                f"{path}: was made with {setting} = {made_by.get(setting)!r}, but"
                 f" {run / 'config.json'} says {value!r}; put back the one that belongs to it"
             )
-    return tensors, made_by
+    if "sha256" not in metadata:
+        warn(f"{path}: made by an older fvae, without a checksum: damage would not be noticed")
+    return tensors, State(step, digest), made_by
+
+
+def state_of(run: Path) -> State | None:
+    """Return which state the run is in, None where no checkpoint can be read.
+
+    Of the file only the header and the step are read, where it has a checksum.
+    """
+    path = run / NAME
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+            header, start = _header(memoryview(head + file.read(int.from_bytes(head, "little"))))
+            digest = header["__metadata__"].get("sha256")
+            if digest is None:
+                file.seek(start)
+                digest = _digest(header, memoryview(file.read()))
+            begin, end = header["rng.step"]["data_offsets"]
+            file.seek(start + begin)
+            return State(int.from_bytes(file.read(end - begin), "little", signed=True), str(digest))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
+        return None
+
+
+def _header(content: memoryview) -> tuple[dict[str, Any], int]:
+    """Return a safetensors file's header and where its data starts; raise ValueError."""
+    length = int.from_bytes(content[:8], "little")
+    if len(content) < 8 + length:
+        raise ValueError("it is cut short")
+    header = json.loads(bytes(content[8 : 8 + length]))
+    if not isinstance(header, dict):
+        raise ValueError("its header is wrong")
+    return header, 8 + length
+
+
+def _digest(header: dict[str, Any], data: memoryview) -> str:
+    """SHA-256 of everything in a file but the checksum itself."""
+    metadata = {k: v for k, v in header.get("__metadata__", {}).items() if k != "sha256"}
+    digest = hashlib.sha256(
+        json.dumps(header | {"__metadata__": metadata}, sort_keys=True).encode()
+    )
+    digest.update(data)
+    return digest.hexdigest()
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path) -> None:
@@ -149,9 +293,20 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> VAE | InfoGAN:
         UserError: not a run folder, or its checkpoint is missing, cut short or of another
             configuration.
     """
-    run = Path(run)
+    return load_state(Path(run), device)[0]
+
+
+def load_state(run: Path, device: torch.device | str = "cpu") -> tuple[VAE | InfoGAN, State]:
+    """As :func:`load`, with the state of the run that the model is of."""
     config = TrainConfig.from_file(run / "config.json")
-    tensors, made_by = _read(run, config)
+    try:
+        tensors, state, made_by = _read(run, config, NAME)
+    except Damaged as damage:
+        if not (run / PREVIOUS).exists():
+            raise
+        raise UserError(
+            f"{damage}; `fvae train --resume {run}` goes on from the checkpoint before it"
+        ) from None
     # Not in files from before the setting, when all images were of one size.
     config = dataclasses.replace(config, image_size=made_by.get("image_size"))
     objective = OBJECTIVES[config.objective]
@@ -163,4 +318,4 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> VAE | InfoGAN:
     model = make(config, first.shape[1])
     load_weights(model, tensors, prefix, run / NAME)
     model.requires_grad_(False)
-    return nets.channels_last(model, device).eval()
+    return nets.channels_last(model, device).eval(), state

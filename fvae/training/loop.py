@@ -1,11 +1,12 @@
 """The training loop of one run: log, checkpoint, stop, resume."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeAlias, TypeVar
@@ -14,14 +15,13 @@ from fvae.config import TrainConfig
 from fvae.data import Store, absolute, absolute_factors
 from fvae.device import as_imported, resolve_device, resolve_precision
 from fvae.errors import UserError
-from fvae.files import write_atomically
-from fvae.training import checkpoint, run_data
+from fvae.files import holds, locked, write_atomically
+from fvae.training import checkpoint, log, run_data
 from fvae.training.distributed import World
 from fvae.training.means import Means
 from fvae.training.trainer import Trainer, make_trainer, sized
 
 CONFIG_NAME = "config.json"
-LOG_NAME = "log.jsonl"
 
 #: What ``signal.signal`` takes and returns.
 Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
@@ -50,6 +50,44 @@ def check_free(run: Path) -> None:
             raise UserError(f"--out {run}: is not empty; name a new folder")
 
 
+@contextlib.contextmanager
+def claimed(run: Path) -> Iterator[None]:
+    """Be the only one that writes into a run folder; readers need no leave.
+
+    Whoever has claimed it may train it.
+
+    Raises:
+        UserError: another process trains the run.
+    """
+    if holds(run):
+        yield
+        return
+    try:
+        with locked(run):
+            yield
+    except BlockingIOError:
+        raise UserError(
+            f"{run}: another process is training it; wait for it, or stop it first"
+        ) from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if error.filename != str(run):
+            raise
+        raise UserError(f"{run}: no such folder; make a run with `fvae train`") from None
+
+
+def claim(run: Path, claims: contextlib.ExitStack, world: World) -> None:
+    """Let the main process of a world claim a run until the stack is left.
+
+    Raises:
+        UserError: another process trains the run; every process of the world raises it.
+    """
+
+    def enter() -> None:
+        claims.enter_context(claimed(run))
+
+    world.on_main(enter)
+
+
 def create_run(config: TrainConfig, run: Path) -> TrainConfig:
     """Make a run folder, and return the configuration with device and precision settled.
 
@@ -60,7 +98,9 @@ def create_run(config: TrainConfig, run: Path) -> TrainConfig:
     check_free(run)
     config = settle(config)
     run.mkdir(parents=True, exist_ok=True)
-    write_atomically(run / CONFIG_NAME, config.to_json())
+    with claimed(run):
+        check_free(run)  # no other process has made one meanwhile
+        write_atomically(run / CONFIG_NAME, config.to_json())
     return config
 
 
@@ -102,9 +142,9 @@ def train(
             is this one alone.
 
     Returns:
-        0, or the number of the signal (SIGINT, SIGTERM) that ended the run early, after the step in
-        which it came or, with other processes, some steps later; its checkpoint is then of the last
-        step.
+        0, or the number of the signal (SIGINT, SIGTERM, SIGHUP) that ended the run early, after the
+        step in which it came or, with other processes, some steps later; its checkpoint is then of
+        the last step.
 
     Raises:
         UserError: a loss or weight stopped being finite (the last good checkpoint is kept), or
@@ -112,16 +152,29 @@ def train(
         OSError: the folder is read-only or the disk is full.
     """
     world, config = world or World(), sized(config, store)
+    with contextlib.ExitStack() as claims:
+        claim(run, claims, world)
+        return _train(config, store, run, on_log, on_step, world)
+
+
+def _train(
+    config: TrainConfig,
+    store: Store,
+    run: Path,
+    on_log: Callable[[dict], None],
+    on_step: Callable[[int], None],
+    world: World,
+) -> int:
     world.on_main(lambda: run_data.check(run, store, quietly=True))
     trainer = make_trainer(config, store, world)
     means = Means()
+    world.on_main(lambda: checkpoint.recover(run, config))
     if world.on_main((run / checkpoint.NAME).exists):
         tensors = world.each(lambda: checkpoint.read(run, config))
         trainer.restore(tensors, run / checkpoint.NAME)
         means.restore([tensors], trainer.device)
     run_data.keep(run, store, world)
-    log = run / LOG_NAME
-    world.on_main(lambda: _cut_log(log, trainer.step_count))
+    seconds_so_far = world.on_main(lambda: log.cut(run, trainer.step_count))
 
     def save() -> None:
         means.share(world)
@@ -133,9 +186,10 @@ def train(
     schedule = checkpoint.Schedule(config.checkpoint_every)
     if trainer.step_count == 0:
         save()
-    started = time.monotonic() - _seconds_so_far(log)
+    started = time.monotonic() - seconds_so_far
+    path = run / log.NAME if world.main else os.devnull
     number = 0  # of the signal that all processes have agreed to stop for
-    with _StopSignal() as stop, open(log if world.main else os.devnull, "a") as log_file:
+    with _StopSignal() as stop, open(path, "a") as log_file:
         while trainer.step_count < config.steps and not number:
             means.add(trainer.step())
             done = trainer.step_count
@@ -171,31 +225,12 @@ def _diverged(trainer: Trainer, run: Path) -> UserError:
     )
 
 
-def _lines(log: Path) -> list[str]:
-    return log.read_text().splitlines(keepends=True) if log.exists() else []
-
-
-def _cut_log(log: Path, step: int) -> None:
-    """Drop the lines that came after the checkpoint; the steps are about to be done again."""
-    lines = _lines(log)
-    kept = []
-    for line in lines:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):  # a line that a kill cut short
-            continue
-    if kept != lines:
-        write_atomically(log, "".join(kept))
-
-
-def _seconds_so_far(log: Path) -> float:
-    lines = _lines(log)
-    return json.loads(lines[-1])["seconds"] if lines else 0.0
+#: What asks a command to end: Ctrl-C, a request, the loss of the terminal.
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _StopSignal:
-    """Remember the first SIGINT or SIGTERM; a second one acts as it would without us."""
+    """Remember the first signal to end; a second one acts as it would without us."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -207,7 +242,7 @@ class _StopSignal:
 
     def __enter__(self) -> "_StopSignal":
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ENDS:
                 # Ignored by whoever started us, as a shell's background job is: leave it so.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._catch)

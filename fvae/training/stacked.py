@@ -10,7 +10,6 @@ of one channel; with others the bias of the last layer is summed in another orde
 import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,13 +26,10 @@ from fvae.models import vae as nets
 from fvae.models.stacked import StackedVAE, stack
 from fvae.philox import Philox
 from fvae.registry import OBJECTIVES
-from fvae.training import checkpoint, loop, objectives, run_data
+from fvae.training import checkpoint, log, loop, objectives, run_data
 from fvae.training.means import Means
 from fvae.training.scaling import LossScale
 from fvae.training.trainer import Trainer, sized
-
-# A checkpoint that is complete, while those of the other runs of the group may not be.
-_NEXT = f".{checkpoint.NAME}.next"
 
 # The tensor of the state that has no dimension M: all models are at one step.
 _SHARED = "rng.step"
@@ -213,7 +209,7 @@ def train(
         on_step: called with the number of steps done after each.
 
     Returns:
-        0, or the number of the signal (SIGINT, SIGTERM) that ended the runs early; their
+        0, or the number of the signal (SIGINT, SIGTERM, SIGHUP) that ended the runs early; their
         checkpoints are then of the last step.
 
     Raises:
@@ -221,6 +217,19 @@ def train(
             or, once the others are done, a model diverged.
         OSError: a folder is read-only or the disk is full; all runs keep their old checkpoints.
     """
+    with contextlib.ExitStack() as claims:
+        for run in runs:
+            claims.enter_context(loop.claimed(run))
+        return _train(configs, store, runs, on_log, on_step)
+
+
+def _train(
+    configs: list[TrainConfig],
+    store: Store,
+    runs: list[Path],
+    on_log: Callable[[int, dict], None],
+    on_step: Callable[[int], None],
+) -> int:
     for run in runs:
         run_data.check(run, store, quietly=True)
     trainer, means = StackedTrainer(configs, store), Means(len(runs))
@@ -232,9 +241,7 @@ def train(
         means.restore(states, trainer.device)
     for run in runs:
         run_data.keep(run, store)
-    logs = [run / loop.LOG_NAME for run in runs]
-    for log in logs:
-        loop._cut_log(log, trainer.step_count)
+    seconds_so_far = max(log.cut(run, trainer.step_count) for run in runs)
 
     def drop(finite: list[bool]) -> None:
         for m in [m for m in live if not finite[m]]:
@@ -250,10 +257,10 @@ def train(
     schedule = checkpoint.Schedule(config.checkpoint_every)
     if trainer.step_count == 0:
         save()
-    started = time.monotonic() - max(loop._seconds_so_far(log) for log in logs)
+    started = time.monotonic() - seconds_so_far
     number = 0
     with loop._StopSignal() as stop, contextlib.ExitStack() as opened:
-        files = [opened.enter_context(log.open("a")) for log in logs]
+        files = [opened.enter_context((run / log.NAME).open("a")) for run in runs]
         while trainer.step_count < config.steps and not number and live:
             means.add(trainer.step())
             done = trainer.step_count
@@ -286,13 +293,13 @@ def _save_together(states: list[tuple[TrainConfig, Path, dict[str, Tensor]]]) ->
     """
     try:
         for config, run, tensors in states:
-            checkpoint.save(run, tensors, config, _NEXT)
+            checkpoint.prepare(run, tensors, config)
     except BaseException:
         for _, run, _ in states:
-            (run / _NEXT).unlink(missing_ok=True)
+            (run / checkpoint.NEXT).unlink(missing_ok=True)
         raise
     for _, run, _ in states:
-        os.replace(run / _NEXT, run / checkpoint.NAME)
+        checkpoint.promote(run)
 
 
 def _read_together(configs: list[TrainConfig], runs: list[Path]) -> list[dict[str, Tensor]]:
@@ -305,12 +312,14 @@ def _read_together(configs: list[TrainConfig], runs: list[Path]) -> list[dict[st
             if (run / name).exists()
         }
 
-    states, following = read(checkpoint.NAME), read(_NEXT)
+    for config, run in zip(configs, runs, strict=True):
+        checkpoint.recover(run, config)
+    states, following = read(checkpoint.NAME), read(checkpoint.NEXT)
     newest = max((int(state["rng.step"]) for state in states.values()), default=None)
     for m, state in following.items():
-        path = runs[m] / _NEXT
+        path = runs[m] / checkpoint.NEXT
         if int(state["rng.step"]) == newest:  # another run's replacement was done
-            os.replace(path, runs[m] / checkpoint.NAME)
+            checkpoint.promote(runs[m])
             states[m] = state
         else:
             path.unlink()

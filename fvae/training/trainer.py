@@ -21,6 +21,7 @@ from fvae.registry import OBJECTIVES
 from fvae.training import checkpoint, objectives
 from fvae.training.distributed import World
 from fvae.training.graph import StepGraph
+from fvae.training.memory import check_memory
 from fvae.training.scaling import LossScale
 
 
@@ -224,9 +225,10 @@ def sized(config: TrainConfig, store: Store) -> TrainConfig:
     """Return the configuration with the size of the store's images.
 
     Raises:
-        UserError: there are no networks for images of that size, or it says another one.
+        UserError: there are no networks for images of that size, it says another one, or a step
+            does not fit into memory.
     """
-    _, height, width = store.image_shape
+    channels, height, width = store.image_shape
     if height != width or height < SMALLEST_IMAGE:
         raise UserError(
             f"--data {store.name}: images are {height} x {width}, expected square ones of at least"
@@ -237,7 +239,9 @@ def sized(config: TrainConfig, store: Store) -> TrainConfig:
             f"--data {store.name}: images are {height} x {width}, and --image-size, or the run,"
             f" says {config.image_size}; only the pictures of a folder, .zip or .tar are resized"
         )
-    return dataclasses.replace(config, image_size=height)
+    config = dataclasses.replace(config, image_size=height)
+    check_memory(config, channels)
+    return config
 
 
 def make_trainer(config: TrainConfig, store: Store, world: World | None = None) -> Trainer:

@@ -252,6 +252,30 @@ def test_processes_outlive_the_death_of_one(small, tmp_path, capfd):
     assert _workers(folder) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_workers_of_a_study_that_dies_save_before_they_end(number, small, tmp_path):
+    config = dataclasses.replace(
+        small, steps=100_000, checkpoint_every=50_000, objectives=("factor-vae",), devices=2,
+        gammas=(1, 2), log_every=1,
+    )  # fmt: skip
+    words = ["study", "--out", tmp_path / "a", *options(config)]
+    command = [sys.executable, "-m", "fvae", *map(str, words)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    runs = tmp_path / "a" / "runs"
+
+    def at_work():
+        logs = [path for path in runs.glob("*/log.jsonl") if path.stat().st_size > 1000]
+        return len(logs) == 2
+
+    _wait_for(at_work)
+    process.send_signal(number)
+    process.wait(60)
+    _wait_for(lambda: not _workers(tmp_path / "a"), 60)
+    for run in runs.iterdir():
+        lines = (run / "log.jsonl").read_text().splitlines()
+        assert steps_done(run) == json.loads(lines[-1])["step"] > 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_with_checkpoints(number, small, tmp_path, monkeypatch, capfd):
     assert study.study(small, tmp_path / "a") == 0
@@ -576,3 +600,40 @@ def test_ray_that_is_not_installed_is_one_line(small, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--launcher ray: .*pip install 'fvae\[ray\]'"):
         study.study(dataclasses.replace(small, launcher="ray"), tmp_path / "a")
     assert list(tmp_path.glob("fvae-*")) == []
+
+
+def test_what_is_torn_in_a_study_is_made_again_or_named(small, tmp_path, capfd):
+    small = dataclasses.replace(small, objectives=("vae", "beta-vae"))
+    assert study.study(small, tmp_path / "a") == 0
+    first, second = sorted((tmp_path / "a" / "runs").iterdir())
+    whole = _results(tmp_path / "a")
+    for path, content in [
+        (first / "eval-exhaustive.json", "{"), (first / "eval-exhaustive.json", "5"),
+        (first / "log.jsonl", "5\n{}\n"), (second / "log.jsonl", ""),
+        (first / "failed.json", "{"), (second / "failed.json", '{"message": 5}'),
+        (tmp_path / "a" / "results.csv", "\0"), (tmp_path / "a" / "study.html", ""),
+        (first / "config.json", "{}"), (second / "config.json", "\0"),
+        (second / "report.html", None),
+    ]:  # fmt: skip
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_text(content)
+        assert study.study(small, tmp_path / "a") == 0, path
+    for run in (first, second):
+        assert TrainConfig.from_file(run / "config.json") == loop.settle(expand(small)[run.name])
+    assert "</html>" in (tmp_path / "a" / "study.html").read_text()
+    rows = _results(tmp_path / "a")
+    for name, row in rows.items():
+        expected = whole[name] | ({} if row["recon"] else dict.fromkeys(("recon", "kl"), ""))
+        assert row == expected
+    kept = tmp_path / "a" / "study.json"
+    good = kept.read_text()
+    for bad in ["", "5", "[" * 5000, good.replace('"seeds": 1', '"seeds": true'),
+                good.replace('"settings": {', '"settings": {"later": 1, '),
+                good.replace('"factors": [', '"factors": [5, ')]:  # fmt: skip
+        kept.write_text(bad)
+        with pytest.raises(UserError, match="not a readable study") as caught:
+            study.study(small, tmp_path / "a")
+        assert "\n" not in str(caught.value)
+    kept.write_text(good)
+    assert study.study(small, tmp_path / "a") == 0

@@ -148,7 +148,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(store, tmp_path, monkeypatch):
         run(SMALL, store, tmp_path / "a", on_step=kill)
     assert step_of(tmp_path / "a") == 5
     names = {p.name for p in (tmp_path / "a").iterdir()}
-    assert names == {"config.json", "data.json", "log.jsonl", checkpoint.NAME}
+    assert names == {"config.json", "data.json", "log.jsonl", checkpoint.NAME, checkpoint.PREVIOUS}
 
 
 def test_log_holds_means_and_kl_by_dimension(store, tmp_path):

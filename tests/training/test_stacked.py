@@ -163,7 +163,13 @@ def test_a_full_disk_leaves_all_old_checkpoints(store, tmp_path, monkeypatch):
     for run in (tmp_path / "a").iterdir():
         assert step_of(run) == 5
         names = {p.name for p in run.iterdir()}
-        assert names == {"config.json", "data.json", "log.jsonl", checkpoint.NAME}
+        assert names == {
+            "config.json",
+            "data.json",
+            "log.jsonl",
+            checkpoint.NAME,
+            checkpoint.PREVIOUS,
+        }
 
 
 def test_checkpoints_are_interchangeable(store, tmp_path):

@@ -1,0 +1,106 @@
+"""Closed, full and lost streams, Ctrl-C at any time, and the loss of the terminal."""
+
+import dataclasses
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from small import SMALL, SMALL_OPTIONS, log, run, step_of, write_shapes3d
+
+from fvae import data
+
+FVAE = [sys.executable, "-m", "fvae"]
+
+
+def started(*words, **streams):
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+               "text": True} | streams  # fmt: skip
+    return subprocess.Popen([*FVAE, *map(str, words)], **streams)
+
+
+def shell(line):
+    """Run a line of sh in which $fvae is the command; return (status, stdout, stderr)."""
+    done = subprocess.run(
+        ["sh", "-c", line], env=os.environ | {"fvae": f"{sys.executable} -m fvae"},
+        capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on 64 images with factors."""
+    folder = tmp_path_factory.mktemp("streams")
+    path = write_shapes3d(folder / "small.h5")
+    run(dataclasses.replace(SMALL, data=str(path)), data.load(path), folder / "a")
+    return folder / "a"
+
+
+def train(folder, steps, *more):
+    return ["train", "--out", folder, "--steps", steps, *SMALL_OPTIONS, *more]
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "said"),
+    [
+        ("$fvae eval {} --json > /dev/full", 2, "fvae: error: standard output: No space left"),
+        ("($fvae eval {} --json; echo $? >&2) | true", 0, "141\n"),
+        ("($fvae train --help; echo $? >&2) | true", 0, "141\n"),
+        ("$fvae eval {} > /dev/null 2> /dev/full", 0, ""),
+        ("$fvae eval {}/nowhere 2>&- ", 2, ""),
+    ],
+)
+def test_output_that_cannot_be_written(line, status, said, trained):
+    got, _, err = shell(line.format(trained))
+    assert (got, err[: len(said)]) == (status, said)
+    assert err.count("\n") == min(1, len(said))
+
+
+@pytest.mark.parametrize("streams", ["2> /dev/full", ">&- 2>&- <&-"])
+def test_training_does_without_its_streams(streams, tmp_path):
+    words = " ".join(map(str, train(tmp_path / "a", 12, "--log-every", 2)))
+    status, out, err = shell(f"$fvae {words} {streams}")
+    assert (status, err) == (0, "")
+    assert out in ("", f"{tmp_path}/a/report.html\n")
+    assert [line["step"] for line in log(tmp_path / "a")] == [2, 4, 6, 8, 10, 12]
+    assert (tmp_path / "a" / "report.html").read_text().rstrip().endswith("</html>")
+
+
+@pytest.mark.parametrize("delay", [0.03, 0.3, 0.8, 1.6])
+def test_ctrl_c_while_it_starts_is_quiet(delay, trained):
+    process = started("eval", trained)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode in (0, 130, -signal.SIGINT)
+    assert "Traceback" not in err and err.count("\n") <= 1
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_the_loss_of_the_terminal(ignored, tmp_path):
+    folder, steps = tmp_path / "a", 300 if ignored else 100_000
+    leader, terminal = pty.openpty()
+    process = started(
+        *train(folder, steps, "--log-every", 5), stdin=terminal, stdout=terminal, stderr=terminal,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL
+        ),
+    )  # fmt: skip
+    os.close(terminal)
+    deadline = time.monotonic() + 60
+    while not (folder / "log.jsonl").exists() or not log(folder):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    os.close(leader)
+    process.send_signal(signal.SIGHUP)  # as the kernel does, where it is the session's leader
+    assert process.wait(60) == (0 if ignored else 128 + signal.SIGHUP)
+    assert step_of(folder) >= log(folder)[-1]["step"] > 0
+    assert (step_of(folder) == steps) == ignored
+    if ignored:
+        json.loads((folder / "config.json").read_text())
+        assert (folder / "report.html").exists()
