@@ -1,14 +1,14 @@
 # make setup   the environment in .venv       make demo   train, score and show a small FactorVAE
 # make test    prove the installation         make bench  time the ops and the step
 # make lint    style, layering, types      make sanitize  the C++ tests under ASan and UBSan
-# make wheel   the distributions, in dist/
+# make wheel   the distributions, in dist/   make torture   kills, full disks, damaged files
 # TORCH=2.11.0 with any of them: that PyTorch instead of the one in constraints.txt
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 FVAE := $(BIN)/fvae
 
-.PHONY: setup demo test lint bench sanitize wheel
+.PHONY: setup demo test lint bench sanitize wheel torture
 
 READY := .venv/ready$(TORCH:%=-torch-%)
 PIN := $(if $(TORCH),torch==$(TORCH),--constraint constraints.txt torch)
@@ -37,6 +37,10 @@ demo: setup
 # A file goes to one process, which keeps what its tests share.
 test: setup
 	$(BIN)/python -m pytest -n $$(nproc) --dist loadfile
+
+# What make test does a share of: 300 kills, full disks, 2,000 damages to each kind of file.
+torture: setup
+	PYTHONPATH=tests:. $(BIN)/python -m torture
 
 # import-linter and mypy look for fvae.kernels inside fvae/: they get a copy in which it is.
 lint: setup
