@@ -180,7 +180,8 @@ def _option(arguments: list[str], name: str) -> str | None:
 def _one_line(box: str) -> str:
     rows = [re.sub(r"^\s*│|│\s*$", "", row).strip() for row in box.splitlines()]
     kept = [row for row in rows if row and not re.match(r"^[╭╰─]", row)]
-    text = " ".join(kept)
+    # Where the terminal knows no lines, dashes draw the box.
+    text = re.sub(r"-{5,}|^[|+ ]+|[|+ ]+$", "", " ".join(kept)).strip()
     # The help text of the option, repeated, is what --help is for.
     text = re.sub(r"Argument helptext:.*?(?=For full helptext)", "", text)
     return re.sub(r"For full helptext, (?:run|see) (.*--help).*", r"see `\1`", text)

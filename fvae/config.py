@@ -21,7 +21,10 @@ from fvae.registry import OBJECTIVES
 from fvae.scalars import boolean, integer, real
 
 #: Settings that a file of an older version lacks; what is now their default was then the rule.
-LATER = ("images", "factors", "image_size", "likelihood")
+LATER = (
+    "mi_weight", "critic_steps", "gradient_penalty", "noise_dim", "categorical_sizes",
+    "images", "factors", "image_size", "likelihood",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,6 @@ class TrainConfig:
             value = getattr(self, name)
             if not value >= 0 or not math.isfinite(value):
                 raise UserError(f"--{name.replace('_', '-')}: got {value}, expected 0 or more")
-        if not -(1 << 63) <= self.seed < 1 << 64:
-            raise UserError(f"--seed: got {self.seed}, expected a number of 64 bits")
         if len(self.conv_channels) != 4 or min(self.conv_channels) < 1:
             raise UserError(
                 f"--conv-channels: got {self.conv_channels}, expected four positive numbers"

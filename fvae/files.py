@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import glob
 import os
 import tempfile
 import threading
@@ -32,24 +33,43 @@ def write_atomically(path: Path, *parts: bytes | memoryview | str) -> None:
     Raises:
         OSError: the folder is read-only or the disk is full; the old file is then untouched.
     """
+    _clear(path)
     # Each writer has its own temporary file, so two processes cannot mix; the last one wins.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = _temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
             for part in parts:
                 file.write(encoded(part) if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files that only the owner can read; a result is an ordinary file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+            # mkstemp makes files that only the owner can read; a result is an ordinary file.
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+            os.replace(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = str(path)  # a full disk is reported by write(), which knows no name
         raise
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    """Make a file beside another; its lock says for as long as we live that it is in use."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):  # nobody took it for a leftover before it was locked
+            return handle, name
+        os.close(handle)
+
+
+def _clear(path: Path) -> None:
+    """Delete what killed writers of a file left: up to the size of a data set each."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with contextlib.suppress(OSError), open(left, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 # Folders that this process has locked, by device and inode, and the thread that did.

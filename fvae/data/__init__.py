@@ -39,6 +39,7 @@ from fvae.data.shapes3d_scene import render_shapes3d
 from fvae.data.store import Store
 from fvae.device import as_imported
 from fvae.errors import UserError
+from fvae.files import encoded
 from fvae.registry import DATA
 
 __all__ = [
@@ -245,7 +246,7 @@ def _key(path: Path, content: str = "") -> str:
     """A name in the cache: another path or another content must not hit the same entry."""
     stem = re.sub(r"[^\w.-]", "_", path.stem, flags=re.ASCII)[:60]
     # The number changes with the conversion, so that an older one's result is not served.
-    return f"{stem}-{hashlib.sha256(f'1|{path}|{content}'.encode()).hexdigest()[:16]}"
+    return f"{stem}-{hashlib.sha256(encoded(f'1|{path}|{content}')).hexdigest()[:16]}"
 
 
 def _stamp(path: Path) -> str:

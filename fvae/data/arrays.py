@@ -12,7 +12,7 @@ from typing import IO, NoReturn
 import h5py
 import numpy as np
 
-from fvae.data.reading import reading
+from fvae.data.reading import h5_opened, reading
 from fvae.errors import UserError
 
 SUFFIXES = (".npz", ".npy", ".h5", ".hdf5")
@@ -89,7 +89,7 @@ def opened(path: Path) -> Iterator[dict[str, Array]]:
             with zipfile.ZipFile(path) as archive:
                 yield _members(archive)
         else:
-            with h5py.File(path, "r") as file:
+            with h5_opened(path) as file:
                 yield _datasets(file)
 
 

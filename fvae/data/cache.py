@@ -102,7 +102,10 @@ def load_file(path: Path) -> Store:
         if dtype := fields.pop("labels", None):
             file.seek(start + data.nbytes)
             labels = torch.from_numpy(np.fromfile(file, dtype).reshape(len(data), -1))
-    return Store(data=torch.from_numpy(data), labels=labels, **fields)
+    try:
+        return Store(data=torch.from_numpy(data), labels=labels, **fields)
+    except TypeError as error:  # a field that this version does not know
+        raise ValueError(f"made by another version of fvae: {error}") from None
 
 
 def _read_header(file: BinaryIO) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fvae.data.cache import warn
 from fvae.data.image_files import folder_listing
-from fvae.data.reading import reading
+from fvae.data.reading import h5_opened, reading
 from fvae.data.store import Store
 from fvae.errors import UserError
 
@@ -156,7 +156,7 @@ def _files(path: Path, names: set[str]) -> Iterator[tuple[str, BinaryIO]]:
 def _im(file: BinaryIO) -> np.ndarray:
     """The array ``im`` of a MATLAB file, checked before it is read; objects are never loaded."""
     if file.read(10) == b"MATLAB 7.3":
-        with h5py.File(file, "r") as h5:
+        with h5_opened(file) as h5:
             array = h5.get("im")
             if not isinstance(array, h5py.Dataset):
                 raise UserError(f"no array 'im', found {sorted(h5)}")

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import IO
 from zipfile import ZipFile
 
-import h5py
 import numpy as np
 import torch
 
 from fvae.data.arrays import Array
 from fvae.data.dsprites import NAMES, SIDE
-from fvae.data.reading import CHUNK, check_array, grid_sizes, h5_arrays, is_grid, reading
+from fvae.data.reading import CHUNK, check_array, grid_sizes, h5_arrays, h5_opened, is_grid, reading
 from fvae.data.store import Store
 from fvae.errors import UserError
 
@@ -83,7 +82,7 @@ def load_dsprites_h5(path: Path, progress: Callable[[float], None] = lambda done
     Raises:
         UserError: the file is missing, damaged, or not laid out like this.
     """
-    with reading(path, "dSprites' .hdf5 as it was published"), h5py.File(path, "r") as file:
+    with reading(path, "dSprites' .hdf5 as it was published"), h5_opened(path) as file:
         images, classes = h5_arrays(file, "imgs", "latents/classes")
         check_array(path, "imgs", images, (None, SIDE, SIDE), np.uint8)
         check_array(path, "latents/classes", classes, (None, len(NAMES) + 1), np.integer)

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from fvae.data.reading import reading
-from fvae.errors import UserError
+from fvae.errors import UserError, warn
 
 ARCHIVES = (".zip", ".tar")
 
@@ -49,7 +49,8 @@ class ImageFiles:
 def folder_listing(path: Path) -> dict[str, tuple[int, int]]:
     """The image files below a folder: size in bytes and time of change in ns, by relative path.
 
-    Links are followed. What is hidden is left out.
+    Links are followed where they stay below the folder: others would make a folder from elsewhere
+    reach into somebody's files. What is hidden is left out.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -58,10 +59,12 @@ def folder_listing(path: Path) -> dict[str, tuple[int, int]]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: {error.strerror}; make the folder readable")
 
-    listing, seen = {}, set()
+    listing, seen, inside, outside = {}, set(), path.resolve(), 0
     for folder, subfolders, files in os.walk(path, onerror=refuse, followlinks=True):
         stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in seen:  # a link to a folder that we are in, or were in
+        within = Path(folder).resolve().is_relative_to(inside)
+        outside += not within
+        if not within or (stat.st_dev, stat.st_ino) in seen:  # or linked to where we are, or were
             subfolders.clear()
             continue
         seen.add((stat.st_dev, stat.st_ino))
@@ -69,9 +72,13 @@ def folder_listing(path: Path) -> dict[str, tuple[int, int]]:
         subfolders[:] = sorted(name for name in subfolders if not _is_hidden(name))
         for name in filter(_is_image, files):
             file = Path(folder, name)
-            if file.is_file():
+            if file.is_symlink() and not file.resolve().is_relative_to(inside):
+                outside += file.exists()
+            elif file.is_file():
                 stat = file.stat()
                 listing[file.relative_to(path).as_posix()] = (stat.st_size, stat.st_mtime_ns)
+    if outside:
+        warn(f"{path}: left out {outside:,} links that lead out of it; copy what they lead to")
     return dict(sorted(listing.items()))
 
 
@@ -125,6 +132,8 @@ def _tar_files(path: Path, file: BinaryIO) -> ImageFiles:
 
     def read(name: str) -> BinaryIO:
         offset, size = places[name]
+        if size > _LARGEST:
+            raise ValueError(f"is {size:,} bytes, more than {_LARGEST:,}")
         return io.BytesIO(os.pread(file.fileno(), size, offset))
 
     return ImageFiles(sorted(places), read)

@@ -1,6 +1,8 @@
 """Image sets without factors: 3D Chairs, CelebA, or any images, decoded to one size."""
 
+import contextlib
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,11 @@ T = TypeVar("T")
 _CHUNK = 1024  # images decoded between two writes: what a kill can cost
 _NAMED = 100  # broken images that are named, for a set of which every image is broken
 _GRAY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")  # pillow's modes
+
+
+# A picture of 100 million pixels takes a gigabyte while it is made small: one at a time.
+_MOST_PIXELS, _MANY_PIXELS = 100_000_000, 4_000_000
+_large = threading.Lock()
 
 
 def convert_images(
@@ -146,7 +153,14 @@ def _row(
     files: ImageFiles, image: str, crop: int | None, channels: int, size: int, depth: Depth
 ) -> np.ndarray:
     """An image upright, cropped at its centre and resized: uint8 ``[C * size * size]``."""
-    with files.open(image) as file, Image.open(file, formats=FORMATS) as picture:
+    with contextlib.ExitStack() as opened:
+        file = opened.enter_context(files.open(image))
+        picture = opened.enter_context(Image.open(file, formats=FORMATS))
+        width, height = picture.size
+        if width * height > _MOST_PIXELS:
+            raise ValueError(f"is {width:,} x {height:,} pixels, more than {_MOST_PIXELS:,} in all")
+        if width * height > _MANY_PIXELS:
+            opened.enter_context(_large)
         said = bits_said(picture)
         bits = depth.bits() if said is None else (said, said)
         if said != 8 and bits[0] < 16:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -43,6 +44,34 @@ def reading(path: Path, expected: str) -> Iterator[None]:
             f"{path}: cannot be read ({reason}); expected {expected}; "
             "if the file is damaged or incomplete, copy it again"
         ) from error
+
+
+@contextmanager
+def h5_opened(source: Path | BinaryIO) -> Iterator[h5py.File]:
+    """An HDF5 file whose arrays are all in it.
+
+    Raises:
+        UserError: something in it is a link or an array that would be read from another file.
+    """
+
+    # What the visitors return ends the visit; what they raise would come out garbled.
+    def elsewhere(name: str, item: h5py.Group | h5py.Dataset) -> str | None:
+        if isinstance(item, h5py.Dataset) and item.is_virtual:
+            return f"{name!r} is a virtual array"
+        if isinstance(item, h5py.Dataset) and item.external:
+            return f"{name!r} is stored in another file"
+        return None
+
+    def leads_out(name: str, link: object) -> str | None:
+        return (
+            f"{name!r} is a link to another file" if isinstance(link, h5py.ExternalLink) else None
+        )
+
+    with h5py.File(source, "r") as file:
+        found = file.visititems_links(leads_out) or file.visititems(elsewhere)
+        if found:
+            raise UserError(f"{found}, and other files are not read; copy it into one")
+        yield file
 
 
 def h5_arrays(file: h5py.File, *keys: str) -> list[h5py.Dataset]:

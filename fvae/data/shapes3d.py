@@ -4,12 +4,11 @@ from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 
 from fvae.data.arrays import Array
-from fvae.data.reading import CHUNK, check_array, grid_sizes, h5_arrays, is_grid, reading
+from fvae.data.reading import CHUNK, check_array, grid_sizes, h5_arrays, h5_opened, is_grid, reading
 from fvae.data.store import Store
 from fvae.errors import UserError
 
@@ -47,7 +46,7 @@ def load_shapes3d_h5(path: Path, progress: Callable[[float], None] = lambda done
     Source:
         github.com/google-deepmind/3d-shapes.
     """
-    with reading(path, "3dshapes.h5 as it was published"), h5py.File(path, "r") as file:
+    with reading(path, "3dshapes.h5 as it was published"), h5_opened(path) as file:
         images, labels = h5_arrays(file, "images", "labels")
         check_array(path, "images", images, (None, *SHAPE[1:], SHAPE[0]), np.uint8)
         check_array(path, "labels", labels, (None, len(NAMES)), np.floating)

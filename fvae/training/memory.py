@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from fvae.config import TrainConfig
-from fvae.device import resolve_device
 from fvae.errors import UserError
 from fvae.registry import OBJECTIVES
 
@@ -52,7 +51,7 @@ def check_memory(config: TrainConfig, channels: int) -> None:
     Raises:
         UserError: they do not; the message says what fits.
     """
-    free = free_memory(resolve_device(config.device))
+    free = free_memory(config.device)
     # Each weight has a gradient and two moments.
     fixed, each = 4 * _FLOAT * weights(config, channels), bytes_an_image(config, channels)
     if fixed > free:
@@ -68,10 +67,10 @@ def check_memory(config: TrainConfig, channels: int) -> None:
         )
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that a process may still take on a device, as far as the system tells."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+def free_memory(device: str) -> int:
+    """Bytes that a process may still take on a device of a setting, as far as that can be told."""
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 1 << 62
     found = [1 << 62]
     for line in _text("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):

@@ -422,8 +422,8 @@ def test_hidden_files_are_left_out_and_links_followed_once(tmp_path):
     save(folder / ".thumbnails" / "x.png", random_pixels(64, 64, 3))
     save(folder / "__MACOSX" / "x.png", random_pixels(64, 64, 3))
     (folder / "._x.png").write_bytes(b"resource fork")
-    save(tmp_path / "elsewhere" / "y.png", random_pixels(64, 64, 3))
-    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    save(folder / ".kept" / "y.png", random_pixels(64, 64, 3))
+    (folder / "linked").symlink_to(folder / ".kept")
     (folder / "loop").symlink_to(folder)
     (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
     assert len(load(folder)) == 2

@@ -260,16 +260,21 @@ def test_workers_of_a_study_that_dies_save_before_they_end(number, small, tmp_pa
     )  # fmt: skip
     words = ["study", "--out", tmp_path / "a", *options(config)]
     command = [sys.executable, "-m", "fvae", *map(str, words)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    nowhere, default = subprocess.DEVNULL, lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # Whatever our own shell made of SIGHUP, as under nohup.
+    process = subprocess.Popen(command, stderr=nowhere, stdout=nowhere, preexec_fn=default)
     runs = tmp_path / "a" / "runs"
 
     def at_work():
         logs = [path for path in runs.glob("*/log.jsonl") if path.stat().st_size > 1000]
         return len(logs) == 2
 
-    _wait_for(at_work)
-    process.send_signal(number)
-    process.wait(60)
+    try:
+        _wait_for(at_work)
+        process.send_signal(number)
+        process.wait(60)
+    finally:
+        process.kill()
     _wait_for(lambda: not _workers(tmp_path / "a"), 60)
     for run in runs.iterdir():
         lines = (run / "log.jsonl").read_text().splitlines()
