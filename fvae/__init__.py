@@ -20,5 +20,8 @@ def __getattr__(name: str) -> Any:
     if name == "load":
         return importlib.import_module("fvae.training.checkpoint").load
     if name == "Philox":
-        return importlib.import_module("fvae.philox").Philox
+        from fvae.philox import Philox
+
+        globals()[name] = Philox  # the next look finds it at once
+        return Philox
     raise AttributeError(f"module 'fvae' has no attribute {name!r}")

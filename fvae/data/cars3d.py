@@ -15,11 +15,10 @@ import scipy.io
 import torch
 from PIL import Image
 
-from fvae.data.cache import warn
 from fvae.data.image_files import folder_listing
 from fvae.data.reading import h5_opened, reading
 from fvae.data.store import Store
-from fvae.errors import UserError
+from fvae.errors import UserError, warn
 
 NAMES = ("elevation", "azimuth", "object")
 ELEVATIONS, AZIMUTHS = 4, 24

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageMode, ImageOps
 from PIL.ImageFile import ImageFile
 
-from fvae.data.cache import warn
 from fvae.data.image_files import FORMATS, ImageFiles
+from fvae.errors import warn
 
 # Cameras and scanners that have fewer than 16 bits fill the lowest ones.
 _BITS = (8, 10, 12, 14, 16)

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fvae.data.cache import warn
-from fvae.errors import UserError
+from fvae.errors import UserError, warn
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,12 +14,11 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fvae.config import IMAGE_SIZE
-from fvae.data.cache import warn
 from fvae.data.deep import Depth, bits_said, eight_bits, within_16_bits
 from fvae.data.factors import NO_FACTORS, KnownFactors, without_rows
 from fvae.data.image_files import FORMATS, ImageFiles, opened
 from fvae.data.partial import Partial
-from fvae.errors import UserError
+from fvae.errors import UserError, warn
 
 T = TypeVar("T")
 

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fvae.data.cache import warn
 from fvae.data.factors import NO_FACTORS, KnownFactors, Table, factors_of
 from fvae.data.reading import reading
-from fvae.errors import UserError
+from fvae.errors import UserError, warn
 
 #: What ``--factors`` takes for "no labels, whatever lies there".
 NO = "no"

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from fvae.data.arrays import Array, opened, pieces
-from fvae.data.cache import warn
 from fvae.data.dsprites import NAMES as DSPRITES_NAMES
 from fvae.data.factors import NO_FACTORS, KnownFactors, Table, columns_of, factors_of
 from fvae.data.label_files import NO, read_csv, table_of
 from fvae.data.mpi3d import SHAPE as MPI3D_SHAPE
 from fvae.data.mpi3d import factors_by_count
 from fvae.data.partial import Partial
-from fvae.errors import UserError
+from fvae.errors import UserError, warn
 
 #: What arrays of labels are called, in the order in which they are taken.
 USUAL_LABELS = (

@@ -104,7 +104,7 @@ def ray_tasks(job: dict, devices: int, cuda: bool, on_event: OnEvent, stop: Stop
     """Run each group as a task of the Ray cluster (``RAY_ADDRESS``, or one started here).
 
     Args:
-        job: runs, groups, protocol, data, image_size, device, threads, as for torchrun's workers.
+        job: runs, groups, protocol, data, device, threads, as for torchrun's workers.
         devices: tasks at a time.
         cuda: whether each needs a GPU.
         on_event: called as runs begin and end.

@@ -135,29 +135,29 @@ def promote(run: Path) -> None:
     os.replace(run / NEXT, run / NAME)
 
 
-def recover(run: Path, config: TrainConfig) -> None:
-    """Put the checkpoint before the newest in its place, where the newest is damaged or gone.
+def recover(run: Path, config: TrainConfig) -> dict[str, Tensor] | None:
+    """Return the newest checkpoint's tensors, None where there is none.
 
-    What a killed process left of a file it was writing is cleared away. Only who holds the run's
+    Where the newest is damaged or gone, the one before takes its place. Only who holds the run's
     lock may call this.
 
     Raises:
         UserError: the newest is damaged, and there is no whole one before it.
         OSError: the folder cannot be written.
     """
-    for left in (*run.glob(f".{NEXT}.????????"), run / f".{PREVIOUS}.next"):
-        left.unlink(missing_ok=True)
     if not (run / NAME).exists() and not (run / PREVIOUS).exists():
-        return
+        return None
     try:
-        read(run, config)
+        return read(run, config)
     except Damaged as damage:
         try:
-            step = int(read(run, config, PREVIOUS)["rng.step"])
+            before = read(run, config, PREVIOUS)
         except UserError:
             raise damage from None
+        step = int(before["rng.step"])
         warn(f"{damage}; going on from the checkpoint before it, of step {step}")
         os.replace(run / PREVIOUS, run / NAME)
+        return before
 
 
 def read(run: Path, config: TrainConfig, name: str = NAME) -> dict[str, Tensor]:

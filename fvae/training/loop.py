@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeAlias, TypeVar
 
+from torch import Tensor
+
 from fvae.config import TrainConfig
 from fvae.data import Store, absolute, absolute_factors
 from fvae.device import as_imported, resolve_device, resolve_precision
@@ -168,9 +170,15 @@ def _train(
     world.on_main(lambda: run_data.check(run, store, quietly=True))
     trainer = make_trainer(config, store, world)
     means = Means()
-    world.on_main(lambda: checkpoint.recover(run, config))
-    if world.on_main((run / checkpoint.NAME).exists):
-        tensors = world.each(lambda: checkpoint.read(run, config))
+    newest: list[dict[str, Tensor]] = []  # the main process's: the others read the file
+
+    def recovered() -> bool:
+        tensors = checkpoint.recover(run, config)
+        newest.extend([] if tensors is None else [tensors])
+        return bool(newest)
+
+    if world.on_main(recovered):
+        tensors = world.each(lambda: newest.pop() if newest else checkpoint.read(run, config))
         trainer.restore(tensors, run / checkpoint.NAME)
         means.restore([tensors], trainer.device)
     run_data.keep(run, store, world)

@@ -6,8 +6,7 @@ from typing import Any
 
 from fvae.config import TrainConfig
 from fvae.data import Store
-from fvae.data.cache import warn
-from fvae.errors import UserError
+from fvae.errors import UserError, warn
 from fvae.files import write_atomically
 from fvae.training import checkpoint
 from fvae.training.distributed import World

@@ -304,17 +304,13 @@ def _save_together(states: list[tuple[TrainConfig, Path, dict[str, Tensor]]]) ->
 
 def _read_together(configs: list[TrainConfig], runs: list[Path]) -> list[dict[str, Tensor]]:
     """Return the checkpoints' tensors, of one step; none if that is step 0."""
-
-    def read(name: str) -> dict[int, dict[str, Tensor]]:
-        return {
-            m: checkpoint.read(run, configs[m], name)
-            for m, run in enumerate(runs)
-            if (run / name).exists()
-        }
-
-    for config, run in zip(configs, runs, strict=True):
-        checkpoint.recover(run, config)
-    states, following = read(checkpoint.NAME), read(checkpoint.NEXT)
+    found = [checkpoint.recover(run, config) for config, run in zip(configs, runs, strict=True)]
+    states = {m: state for m, state in enumerate(found) if state is not None}
+    following = {
+        m: checkpoint.read(run, configs[m], checkpoint.NEXT)
+        for m, run in enumerate(runs)
+        if (run / checkpoint.NEXT).exists()
+    }
     newest = max((int(state["rng.step"]) for state in states.values()), default=None)
     for m, state in following.items():
         path = runs[m] / checkpoint.NEXT

@@ -12,7 +12,7 @@ _VALUES = [
     "0", "-1", "1", "2", "3", "7", "1e3", "1e308", "nan", "inf", "-inf", "", " ", "x", "None",
     "true", "1_0", "0x10", "99999999999999999999999", "-9223372036854775809", "1000000000", "0.5",
     "1e-300", "[red]x", "a[/b]", "\u00e9", "\udcff", "--", "-", "--seed", "a\nb", "\x1b[31m",
-    "../..", "/dev/null", "/proc/self/mem", "/root/nowhere/x", "tpu", "cpu", "cuda", "auto",
+    "../..", "/dev/null", "/proc/self/mem", "/nowhere/x", "tpu", "cpu", "cuda", "auto",
     "kim2018", "exhaustive", "bf16", "fp32", "vae", "factor-vae", "infogan", "cpp", "triton",
     "reference", "1 2", "4 4 4 4",
 ]  # fmt: skip
