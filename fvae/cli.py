@@ -17,7 +17,7 @@ from rich.console import Console
 from fvae.commands import Data, Doctor, Eval, Report, Study, Train, Traverse, parse
 from fvae.config import StudyConfig, TrainConfig
 from fvae.errors import UserError
-from fvae.streams import OutputLost, abandon_output, end_in_order
+from fvae.streams import OutputLost, abandon, end_in_order
 
 if TYPE_CHECKING:
     from fvae.data import Store
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         _fail(str(error))
     except OutputLost as error:
-        abandon_output()
+        abandon(1)
         if error.errno == errno.EPIPE:  # `fvae ... | head`: the reader has what it wanted
             _exit(128 + signal.SIGPIPE)
         _fail(f"standard output: {error.strerror}; send it to a file or a terminal")

@@ -37,31 +37,14 @@ class _Output:
     def _failed(self, error: OSError) -> None:
         if not (self._terminal and error.errno == errno.EIO):
             raise OutputLost(error.errno, error.strerror) from None
-        abandon_output()
+        abandon(1)
 
 
 class _Errors(_Output):
     """Standard error that, once lost, is silent: what a command does goes on without it."""
 
-    _lost = False
-
-    def write(self, text: str) -> int:
-        if not self._lost:
-            try:
-                return self._stream.write(text)
-            except OSError:
-                self._lost = True
-        return len(text)
-
-    def flush(self) -> None:
-        if not self._lost:
-            try:
-                self._stream.flush()
-            except OSError:
-                self._lost = True
-
-    def isatty(self) -> bool:
-        return not self._lost and self._stream.isatty()
+    def _failed(self, error: OSError) -> None:
+        abandon(2)
 
 
 def guard() -> None:
@@ -93,10 +76,10 @@ def _as_it_came(error: UnicodeError) -> tuple[str | bytes, int]:
     return codecs.backslashreplace_errors(error)
 
 
-def abandon_output() -> None:
-    """Send what is left in standard output nowhere, so that the end of the process is quiet."""
+def abandon(number: int) -> None:
+    """Send what is left in a stream nowhere, so that the end of the process is quiet."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
+    os.dup2(nowhere, number)
     os.close(nowhere)
 
 
