@@ -118,6 +118,11 @@ def score(
         num_workers = integer("num_workers", num_workers)
     except TypeError as error:
         raise UserError(str(error)) from None
+    if METRICS[metric].posterior:
+        raise UserError(
+            f"metric: {metric} needs log variances beside the means; call"
+            f" fvae.metrics.{metric}_score(mu, logvar)"
+        )
     items.check(dataset)
     with as_imported():
         known = _factors(dataset, factor_sizes, factors)

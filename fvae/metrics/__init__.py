@@ -16,14 +16,17 @@ from fvae.metrics.protocols import (
     MIG,
     PROTOCOLS,
     SAP,
+    TOTAL_CORRELATION,
     BetaVaeProtocol,
     DciProtocol,
     FactorVaeProtocol,
     MigProtocol,
     SapProtocol,
+    TotalCorrelationProtocol,
 )
 from fvae.metrics.sampling import needed
 from fvae.metrics.sap import SapResult, sap_score
+from fvae.metrics.total_correlation import TotalCorrelationResult, total_correlation_score
 from fvae.registry import METRICS
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "MIG",
     "PROTOCOLS",
     "SAP",
+    "TOTAL_CORRELATION",
     "BetaVaeProtocol",
     "BetaVaeResult",
     "DciProtocol",
@@ -45,10 +49,13 @@ __all__ = [
     "MigResult",
     "SapProtocol",
     "SapResult",
+    "TotalCorrelationProtocol",
+    "TotalCorrelationResult",
     "beta_vae_score",
     "dci_score",
     "factor_vae_score",
     "mig_score",
     "needed",
     "sap_score",
+    "total_correlation_score",
 ]

@@ -71,12 +71,13 @@ def codes_dtype(codes: object) -> str:
     return str(codes.dtype if isinstance(codes, Tensor) else np.asarray(codes).dtype)
 
 
-def require_finite(codes: Tensor, rows: Callable[[], Tensor]) -> None:
+def require_finite(codes: Tensor, rows: Callable[[], Tensor], name: str = "codes") -> None:
     """Check the codes in the rows that a metric reads; other rows may hold anything.
 
     Args:
         codes: ``[N, d]``.
         rows: makes the rows; called only where some code of the whole array is not finite.
+        name: what an error calls the codes.
 
     Raises:
         UserError: a code in one of the rows is not finite.
@@ -89,6 +90,6 @@ def require_finite(codes: Tensor, rows: Callable[[], Tensor]) -> None:
     if len(bad):
         row = int(bad.min())
         raise UserError(
-            f"codes: row {row} is {codes[row].tolist()}, expected finite codes in each row the"
-            " metric reads"
+            f"{name}: row {row} is {codes[row].tolist()}, expected finite numbers in each row"
+            " that the metric reads"
         )

@@ -121,6 +121,37 @@ class DciProtocol:
     random_state: int
 
 
+@dataclass(frozen=True)
+class TotalCorrelationProtocol:
+    """Constants of the estimates of total correlation.
+
+    Attributes:
+        name: of the protocol.
+        train_samples: images of the pairwise estimate, which also train the discriminator.
+        test_samples: other images, over which the discriminator's estimate is taken.
+        test_draws: draws of z from each of them.
+        units: of each hidden layer of the discriminator.
+        hidden_layers: of the discriminator.
+        slope: of its leaky ReLU.
+        steps: that train it.
+        batch_size: codes of each class a step.
+        learning_rate: of Adam, falling to 0 as a cosine.
+        betas: of Adam.
+    """
+
+    name: str
+    train_samples: int
+    test_samples: int
+    test_draws: int
+    units: int
+    hidden_layers: int
+    slope: float
+    steps: int
+    batch_size: int
+    learning_rate: float
+    betas: tuple[float, float]
+
+
 # The paper drops "dimensions that collapsed to the prior" without a number: 0.1 nats is ours.
 FACTOR_VAE = {
     p.name: p
@@ -202,6 +233,22 @@ DCI = DciProtocol(
     trees=10,
     min_samples_leaf=5,
     random_state=0,
+)
+
+# Samples as of the scores that learn from them. The discriminator is ours: one that on Gaussians of
+# known total correlation is within a tenth of it, up to 4 nats in 10 dimensions, in some seconds.
+TOTAL_CORRELATION = TotalCorrelationProtocol(
+    name="estimate",
+    train_samples=10_000,
+    test_samples=5_000,
+    test_draws=4,
+    units=256,
+    hidden_layers=3,
+    slope=0.2,
+    steps=2_000,
+    batch_size=256,
+    learning_rate=1e-3,
+    betas=(0.5, 0.9),
 )
 
 _Protocol = TypeVar("_Protocol", FactorVaeProtocol, BetaVaeProtocol)

@@ -9,9 +9,11 @@ from fvae.metrics import sampling
 from fvae.metrics.beta_vae import beta_vae_score
 from fvae.metrics.dci import dci_score
 from fvae.metrics.factor_vae import factor_vae_score
+from fvae.metrics.factors import Factors
 from fvae.metrics.mig import mig_score
-from fvae.metrics.protocols import DCI, MIG, PROTOCOLS, SAP
+from fvae.metrics.protocols import DCI, MIG, PROTOCOLS, SAP, TOTAL_CORRELATION
 from fvae.metrics.sap import sap_score
+from fvae.metrics.total_correlation import total_correlation_score
 from fvae.registry import METRICS, Metric
 
 
@@ -50,6 +52,17 @@ for _entry in (
     Metric(
         "dci", "disentanglement of DCI", _of_samples(dci_score),
         _sampled(DCI.train_samples, DCI.test_samples),
+    ),
+    Metric(
+        "total_correlation", "total correlation of the aggregate posterior, nats",
+        lambda codes, factors, protocol, seed, kl, logvar: total_correlation_score(
+            codes, logvar, seed
+        ),
+        lambda factors, protocol, seed: sampling.sample_rows(
+            Factors.unknown(factors.rows), TOTAL_CORRELATION.train_samples,
+            TOTAL_CORRELATION.test_samples, seed,
+        ),
+        usual=False, supervised=False, posterior=True,
     ),
 ):  # fmt: skip
     METRICS.add(_entry)
