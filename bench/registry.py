@@ -10,6 +10,8 @@ from fvae import Philox, ops
 
 #: Ops of the C++/CUDA extension; the others have a Triton kernel, for CUDA alone.
 METRIC_OPS = ("metric_votes", "pair_features", "grouped_variance")
+#: Those that have a C++ op on a CPU.
+HOST_OPS = (*METRIC_OPS, "pairwise_tc")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,15 @@ def cases(
                 4 * (4 * b + 2 * b),
             ),
         ]  # fmt: skip
+    for b in (*batches, 2048) if max(batches) > 64 else batches:
+        pair = [normal(b, d) for _ in range(3)]
+        found.append(
+            Case(
+                "pairwise_tc", f"B={b}",
+                lambda backend, p=pair: ops.pairwise_tc(*p, backend=backend),
+                4 * (3 * b * d + 3 * b + b * d),
+            )
+        )  # fmt: skip
     sizes, votes, samples = (3, 6, 40, 32, 32), 800, 100
     codes = normal(737_280, d)
     scale, active = codes.var(0), torch.ones(d, dtype=torch.bool, device=device)
@@ -143,7 +154,7 @@ def why_itself(op: str, device: str | torch.device) -> str | None:
         return None
     if not is_fast(op, kind):
         return "the reference is all there is; there is nothing to compare"
-    if op not in METRIC_OPS:
+    if op not in (HOST_OPS if kind == "cpu" else METRIC_OPS):
         why = "no triton"
     else:
         why = ops.EXTENSION_ERROR if kind == "cpu" else ops.CUDA_EXTENSION_ERROR
@@ -153,7 +164,7 @@ def why_itself(op: str, device: str | torch.device) -> str | None:
 
 def is_fast(op: str, kind: str) -> bool:
     """Whether an op is meant to have a backend beside the reference on a device type."""
-    return kind == "cuda" or op in METRIC_OPS
+    return kind == "cuda" or op in HOST_OPS
 
 
 def raw(op: str, backend: str | None) -> Callable:

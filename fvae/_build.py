@@ -173,10 +173,12 @@ def main(module: str, sources: str) -> None:
     registered when the file is loaded: it need not be a Python module, and is built without the
     headers of Python.
     """
-    source = Path(sources) / {"_C": "host.cpp", "_C_cuda": "device.cu"}[module]
+    names = {"_C": ("host.cpp", "pairs.cpp"), "_C_cuda": ("device.cu",)}[module]
     setup(
         name="fvae",
-        ext_modules=[Extension(f"fvae.{module}", [str(source)], py_limited_api=True)],
+        ext_modules=[
+            Extension(f"fvae.{module}", [str(Path(sources, n)) for n in names], py_limited_api=True)
+        ],
         cmdclass={"build_ext": BuildExt},
         script_args=["build_ext", "--build-lib", ".", "--build-temp", "objects"],
     )

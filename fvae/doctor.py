@@ -9,7 +9,7 @@ import torch
 from fvae import data, ops
 from fvae.device import cpu_features, has_fast_bf16
 from fvae.ops.extension import NOT_YET
-from fvae.ops.registry import METRICS, extension_error
+from fvae.ops.registry import EXTENSION, extension_error
 
 
 def diagnose() -> list[tuple[str, str]]:
@@ -54,7 +54,7 @@ def _absence(why: str) -> str:
 
 def _backend(op: str, device_type: str) -> str:
     """Return which backend serves an op, or that its first use builds it."""
-    if op in METRICS and extension_error(device_type) == NOT_YET:
+    if op in EXTENSION.get(device_type, ()) and extension_error(device_type) == NOT_YET:
         return NOT_YET
     return ops.backend_of(op, device_type)
 

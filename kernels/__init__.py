@@ -9,6 +9,7 @@ from fvae.kernels import (
     gather_batch,
     gaussian_nll,
     logit_ratio,
+    pairwise_tc,
     permute_dims,
     reparameterize,
 )
@@ -23,4 +24,6 @@ IMPLEMENTATIONS = {
     "logit_ratio": logit_ratio.logit_ratio,
     "bernoulli_nll": bernoulli_nll.bernoulli_nll,
     "gaussian_nll": gaussian_nll.gaussian_nll,
+    "pairwise_tc": pairwise_tc.pairwise_tc,
+    "pairwise_tc_backward": pairwise_tc.pairwise_tc_backward,
 }

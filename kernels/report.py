@@ -102,6 +102,10 @@ def variants() -> Iterator[Variant]:
         kl = zeros(10)
         x = zeros(64, 10, dtype=dtype)
         yield _variant("reparameterize_backward", "", dtype, x, kl, x, x, *key)
+        rows, weights = zeros(64), (-1.0, -1.0, -1.0)
+        yield _variant("pairwise_tc", "", dtype, x, x, x, *weights)
+        sums = (rows, zeros(64, 10))
+        yield _variant("pairwise_tc_backward", "", dtype, *[rows] * 3, x, x, x, *sums, *weights)
         yield _variant("permute_dims", "B=64", dtype, x, *key)
         yield _variant("permute_dims_backward", "B=64", dtype, x, *key)
         for size in (64, many):

@@ -29,6 +29,9 @@ LOGIT_ROWS = 512
 #: batch of 64 images of one channel makes 256 programs of one tile.
 NLL_TILE, NLL_PROGRAMS = 1024, 1024
 
+#: pairwise_tc: numbers of rows, components and dimensions that a program has at hand.
+PAIR_TERMS = 1024
+
 #: Partial sums that the last program adds in one go.
 PARTIALS = 1024
 
@@ -44,6 +47,12 @@ def sort_warps(size: int) -> int:
 def kl_rows(rows: int, width: int) -> int:
     """Rows of a tile of the KL's columns, for B rows of ``width`` columns (a power of two)."""
     return max(1, min(KL_ELEMENTS // width, triton.next_power_of_2(rows)))
+
+
+def pairs(width: int) -> tuple[int, int]:
+    """Rows a program, and components in one go, of ``width`` dimensions (a power of two)."""
+    rows = max(1, min(4, PAIR_TERMS // width))
+    return rows, max(1, PAIR_TERMS // (rows * width))
 
 
 def turns(tiles: int, programs: int) -> int:

@@ -324,3 +324,67 @@ def pixel_nll(op: str, out: Tensor, target: Tensor, backend: str | None) -> Tens
     if out.requires_grad and torch.is_grad_enabled():
         return _PixelNLL.apply(out, target, op, backend)
     return implementation(op, backend)(out, target)[0]
+
+
+# --- pairwise_tc ----------------------------------------------------------------------------------
+
+
+class _PairwiseTC(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, mu, logvar, weights, backend):
+        *found, log_qzj = implementation("pairwise_tc", backend)(z, mu, logvar, *weights)
+        ctx.save_for_backward(z, mu, logvar, found[0], log_qzj)
+        ctx.weights, ctx.backend = weights, backend
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        z, mu, logvar, log_qz, log_qzj = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            *_, log_qzj = found = reference.pairwise_tc(z, mu, logvar, *ctx.weights)
+            log_qz, run = found[0], reference.pairwise_tc_backward
+        else:
+            run = implementation("pairwise_tc_backward", ctx.backend)
+        found = run(*grads, z, mu, logvar, log_qz, log_qzj, *ctx.weights)
+        return *found, None, None
+
+
+class _PairwiseTCFunc(torch.autograd.Function):
+    @staticmethod
+    def forward(z, mu, logvar, weights, backend):
+        return tuple(implementation("pairwise_tc", backend)(z, mu, logvar, *weights)[:3])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.weights, _ = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        log_qz, _, _, log_qzj = reference.pairwise_tc(*ctx.saved_tensors, *ctx.weights)
+        run = reference.pairwise_tc_backward
+        return *run(*grads, *ctx.saved_tensors, log_qz, log_qzj, *ctx.weights), None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        each = [_mapped(info.batch_size, *p) for p in zip(in_dims[:3], args[:3], strict=True)]
+        given = each[0].shape[:-2]
+        out = pairwise_tc(*(x.flatten(0, -3) for x in each), *args[3:])
+        return tuple(t.unflatten(0, given) for t in out), (0, 0, 0)
+
+
+def pairwise_tc(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    weights: tuple[float, float, float],
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log q(z), log prod_j q(z_j) and log q(z|x) of :func:`fvae.ops.pairwise_tc`."""
+    if _transformed() or forward_ad._current_level >= 0:
+        if forward_ad._current_level >= 0:
+            return reference.pairwise_tc(z, mu, logvar, *weights)[:3]
+        return _PairwiseTCFunc.apply(z, mu, logvar, weights, backend)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (z, mu, logvar)):
+        return _PairwiseTC.apply(z, mu, logvar, weights, backend)
+    return implementation("pairwise_tc", backend)(z, mu, logvar, *weights)[:3]

@@ -58,6 +58,18 @@ def _(mean, target):
     return nll, torch.empty_like(mean, dtype=reference.kept(mean.dtype))
 
 
+@torch.library.register_fake("fvae::pairwise_tc", lib=LIBRARY)
+def _(z, mu, logvar, log_self, log_next, log_other):
+    each = torch.empty_like(z, dtype=_sum_dtype(z), memory_format=torch.contiguous_format)
+    one = each.new_empty(each.shape[:-1])
+    return one, torch.empty_like(one), torch.empty_like(one), each
+
+
+@torch.library.register_fake("fvae::pairwise_tc_backward", lib=LIBRARY)
+def _(grad_qz, grad_prod, grad_qzx, z, mu, logvar, log_qz, log_qzj, log_self, log_next, log_other):
+    return tuple(torch.empty_like(z, memory_format=torch.contiguous_format) for _ in range(3))
+
+
 @torch.library.register_fake("fvae::metric_votes", lib=LIBRARY)
 def _(
     codes, factor_sizes, votes, samples, balanced, scale, active, seed, step, lane, offsets=None,

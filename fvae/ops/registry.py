@@ -29,6 +29,11 @@ SCHEMAS = {
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "bernoulli_nll": "(Tensor logits, Tensor target) -> (Tensor, Tensor)",
     "gaussian_nll": "(Tensor mean, Tensor target) -> (Tensor, Tensor)",
+    "pairwise_tc": "(Tensor z, Tensor mu, Tensor logvar, float log_self, float log_next,"
+    " float log_other) -> (Tensor, Tensor, Tensor, Tensor)",
+    "pairwise_tc_backward": "(Tensor grad_qz, Tensor grad_prod, Tensor grad_qzx, Tensor z,"
+    " Tensor mu, Tensor logvar, Tensor log_qz, Tensor log_qzj, float log_self, float log_next,"
+    " float log_other) -> (Tensor, Tensor, Tensor)",
     "metric_votes": "(Tensor codes, int[] factor_sizes, int votes, int samples, bool balanced,"
     " Tensor scale, Tensor active, Tensor seed, Tensor step, int lane, Tensor? offsets=None,"
     " Tensor? rows=None) -> Tensor",
@@ -47,12 +52,15 @@ OPS = (
     "logit_ratio",
     "bernoulli_nll",
     "gaussian_nll",
+    "pairwise_tc",
     "metric_votes",
     "pair_features",
     "grouped_variance",
 )
 #: Those of the metrics, which the C++/CUDA extension has.
 METRICS = OPS[-3:]
+#: Device type -> registered ops that the extension has for it.
+EXTENSION = {"cpu": (*METRICS, "pairwise_tc", "pairwise_tc_backward"), "cuda": METRICS}
 
 
 def _triton(name: str) -> Callable[..., Any]:
@@ -89,7 +97,7 @@ def _extension(name: str, backend: str) -> Callable:
     def run(codes: Tensor, *args: Any) -> Any:
         if codes.device.type != device:
             raise ValueError(
-                f"{name}: backend={backend!r} needs {device} tensors, got codes on {codes.device}"
+                f"{name}: backend={backend!r} needs {device} tensors, got {codes.device}"
             )
         return getattr(torch.ops.fvae, name)(codes, *args)
 
@@ -100,7 +108,8 @@ def _part(module: str, language: str, seconds: int, backend: str) -> Part:
     """Return a part of the extension, which is listed among the backends once it is loaded."""
 
     def loaded() -> None:
-        BACKENDS[backend] = {name: _extension(name, backend) for name in METRICS}
+        names = EXTENSION[_DEVICE_OF[backend]]
+        BACKENDS[backend] = {name: _extension(name, backend) for name in names}
 
     return Part(module, language, seconds, loaded)
 
@@ -134,7 +143,8 @@ def _until_built(name: str) -> Callable:
     """Return an op's reference, whose first call builds the extension and hands over to it."""
 
     def run(codes: Tensor, *args: Any) -> Any:
-        part = _PARTS.get(codes.device.type)
+        device = codes.device.type
+        part = _PARTS.get(device) if name in EXTENSION.get(device, ()) else None
         # Not where the part is loaded, and still does not serve these codes (a sparse tensor).
         if part and not part.loaded and part.build() is None:
             return getattr(torch.ops.fvae, name)(codes, *args)
@@ -148,7 +158,7 @@ LIBRARY = torch.library.Library("fvae", "DEF")
 for _name, _schema in SCHEMAS.items():
     # The outputs never alias an input and nothing is mutated: tagged so for the compiler.
     LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _run = _until_built(_name) if _name in METRICS else BACKENDS["reference"][_name]
+    _run = _until_built(_name) if _name in EXTENSION["cpu"] else BACKENDS["reference"][_name]
     LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
 for _name, _run in BACKENDS.get("triton", {}).items():
     LIBRARY.impl(_name, _run, "CUDA")
@@ -165,7 +175,7 @@ def backend_of(op: str, device_type: str) -> str:
 
     Until the extension is built (:func:`extension_error`), its ops are the reference's.
     """
-    if op in METRICS:
+    if op in EXTENSION.get(device_type, ()):
         extension_error(device_type)  # loads and lists what is built
     for name, implementations in BACKENDS.items():
         if name != "reference" and op in implementations and device_type == _DEVICE_OF[name]:
@@ -187,4 +197,4 @@ def implementation(name: str, backend: str | None) -> Callable:
 
 
 def _is_extension(name: str, backend: str) -> bool:
-    return name in METRICS and backend in ("cpp", "cuda")
+    return backend in ("cpp", "cuda") and name in EXTENSION[_DEVICE_OF[backend]]

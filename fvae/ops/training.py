@@ -1,7 +1,7 @@
 """The ops of a training step, in its order."""
 
 from collections.abc import Sequence
-from math import prod
+from math import inf, log, prod
 from typing import Literal, Protocol, TypeGuard, overload
 
 import torch
@@ -323,3 +323,76 @@ def gaussian_nll(mean: Tensor, target: Tensor, backend: str | None = None) -> Te
         ValueError: the target's shape fits no form, or the backend does not exist.
     """
     return pixel_nll("gaussian_nll", mean, target, backend)
+
+
+# --- pairwise_tc ------------------------------------------------------------------------------
+
+
+def pairwise_tc(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    dataset_size: int | None = None,
+    sampling: Literal["weighted", "stratified"] = "weighted",
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log densities of each z_i under the batch's mixture: joint, product of marginals, own.
+
+    With q(z|x_j) = N(mu_j, exp(logvar_j)) and log weights log w_ij,
+
+    ``log_qz[i]      = log sum_j w_ij prod_k q(z_ik|x_j)``,
+    ``log_prod_qz[i] = sum_k log sum_j w_ij q(z_ik|x_j)``,
+    ``log_qzx[i]     = sum_k log q(z_ik|x_i)``;
+
+    so ``mean(log_qz - log_prod_qz)`` estimates the total correlation and ``mean(log_qzx - log_qz)``
+    the mutual information of z and x. All pairs are looked at and none is kept.
+
+    Args:
+        z: a draw from each q(z|x_i), ``[B, d]`` or ``[M, B, d]``; float32, bfloat16 or float16.
+        mu: means of q(z|x), of z's shape and dtype.
+        logvar: its log variances, of z's shape and dtype.
+        dataset_size: N, images of the data set that the batch was drawn from. None takes the batch
+            for all there is: w = 1/B, the mixture itself.
+        sampling: of a batch from N images. "weighted": w = 1/(N B). "stratified", whose weights of
+            a row sum to 1: 1/N where j = i, (N - B + 1) / (N (B - 1)) where j = i + 1 (of the last
+            row, 0), and 1/(B - 1) elsewhere; z_i's own image counts as one of N.
+        backend: None picks; otherwise a name in :data:`BACKENDS`.
+
+    Returns:
+        log_qz, log_prod_qz and log_qzx, each ``[B]`` or ``[M, B]``, float32, in nats. Backward
+        computes the pairs again.
+
+    Raises:
+        TypeError: an input is not floating point, or dataset_size is no integer.
+        ValueError: shapes, dtypes or devices differ, an input is empty, dataset_size is too small
+            or sampling has another value, or the backend does not exist.
+
+    Source: Chen et al. 2018, equation 5 and appendix C.
+    """
+    check_float("z", z, (2, 3), "[B, d] or [M, B, d]")
+    check_same("mu", mu, "z", z)
+    check_same("logvar", logvar, "z", z)
+    weights = _pair_weights(z.shape[-2], dataset_size, sampling)
+    return autograd.pairwise_tc(z, mu, logvar, weights, backend)
+
+
+def _pair_weights(
+    batch: int, dataset_size: int | None, sampling: str
+) -> tuple[float, float, float]:
+    """log w_ij where j = i, where j = i + 1, and elsewhere."""
+    if sampling not in ("weighted", "stratified"):
+        raise ValueError(f"sampling: got {sampling!r}, expected 'weighted' or 'stratified'")
+    if dataset_size is None:
+        return (-log(batch),) * 3
+    total, others = integer("dataset_size", dataset_size), batch - 1
+    least = max(1, others if sampling == "stratified" else 1)
+    if total < least:
+        raise ValueError(
+            f"dataset_size: got {total}, expected at least {least} for batches of {batch}"
+        )
+    if sampling == "weighted":
+        return (-log(total * batch),) * 3
+    if not others:
+        return -log(total), 0.0, 0.0
+    following = log((total - others) / (total * others)) if total > others else -inf
+    return -log(total), following, -log(others)

@@ -87,6 +87,37 @@ def test_logit_ratio(rows, dtype):
     assert_close(*stacked, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (7, 10), (65, 17), (3, 19, 5)])
+def test_pairwise_tc(shape, dtype):
+    batch = [_normal(shape, dtype) for _ in range(3)]
+    batch[1] = batch[1].mT.contiguous().mT
+    weights = (-7.0, -3.0, -1.0)
+    got, expected = triton_and_reference("pairwise_tc", *batch, *weights)
+    assert_close(got, expected, torch.float32)
+    grads = [_normal(shape[:-1], torch.float32) for _ in range(3)]
+    args = (*grads, *batch, expected[0], expected[3], *weights)
+    for got, expected in zip(*triton_and_reference("pairwise_tc_backward", *args), strict=True):
+        scale = expected.abs().max().clamp_min(1)
+        assert_close(got / scale, expected / scale, dtype)
+
+
+def test_pairwise_tc_far_apart_and_beyond():
+    # Shares of pairs that are nothing next to others', and what is no number.
+    z, mu, logvar = (_normal((9, 3), torch.float32) for _ in range(3))
+    batch = (z, 1e4 * mu, (40 * logvar).clamp(-60, 60))
+    args = (*[torch.ones(9, device=DEVICE)] * 3, *batch)
+    for weights in ((-7.0, -3.0, -1.0), (-7.0, -float("inf"), -1.0)):
+        got, expected = triton_and_reference("pairwise_tc", *batch, *weights)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        backward = ops.BACKENDS["triton"]["pairwise_tc_backward"]
+        grads = backward(*args, expected[0], expected[3], *weights)
+        assert all(g.isfinite().all() for g in grads)
+    z[4, 1] = torch.nan
+    for out in ops.BACKENDS["triton"]["pairwise_tc"](*batch, -1.0, -1.0, -1.0)[:3]:
+        assert out[4].isnan() and out.isnan().sum() == 1
+
+
 def _target(form, logits):
     if form == "float":
         return torch.rand(logits.shape, device=DEVICE)
@@ -248,6 +279,7 @@ def test_opcheck_on_the_gpu():
     opcheck(torch.ops.fvae.permute_dims.default, (mu, *key))
     opcheck(torch.ops.fvae.reparameterize.default, (mu, mu, *key))
     opcheck(torch.ops.fvae.logit_ratio.default, (mu[:, :2], mu[:, 2:4]))
+    opcheck(torch.ops.fvae.pairwise_tc.default, (mu, mu, mu, -1.0, -1.0, -1.0))
     images = _normal((3, 1, 8, 8), torch.float32)
     opcheck(torch.ops.fvae.bernoulli_nll.default, (images, images > 0))
     opcheck(torch.ops.fvae.gaussian_nll.default, (images, images > 0))
