@@ -72,6 +72,16 @@ def score(
     | metrics.MigResult
     | metrics.SapResult
     | metrics.DciResult
+    | metrics.ModularityResult
+    | metrics.ExplicitnessResult
+    | metrics.IrsResult
+    | metrics.MigSupResult
+    | metrics.JemmigResult
+    | metrics.InfomecResult
+    | metrics.MccResult
+    | metrics.GaussianTcResult
+    | metrics.WassersteinResult
+    | metrics.MutualInformationResult
 ):
     """The metric's score of the codes that ``encode`` gives images of a full grid, or with labels.
 
