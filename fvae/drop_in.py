@@ -72,6 +72,16 @@ def score(
     | metrics.MigResult
     | metrics.SapResult
     | metrics.DciResult
+    | metrics.ModularityResult
+    | metrics.ExplicitnessResult
+    | metrics.IrsResult
+    | metrics.MigSupResult
+    | metrics.JemmigResult
+    | metrics.InfomecResult
+    | metrics.MccResult
+    | metrics.GaussianTcResult
+    | metrics.WassersteinResult
+    | metrics.MutualInformationResult
 ):
     """The metric's score of the codes that ``encode`` gives images of a full grid, or with labels.
 
@@ -91,9 +101,9 @@ def score(
             Face, or a list: items are images, tuples that begin with one, or dictionaries that hold
             one (:func:`fvae.items.image_of`). PIL images come as uint8 ``[C, H, W]``.
         factor_sizes: of a full grid, K sizes, each at least 2, whose product is N. Without it and
-            without factors a store's own are taken.
+            without factors a store's own are taken; a metric that asks for no factors needs none.
         metric: a name in :data:`fvae.registry.METRICS`: "factor_vae", "beta_vae", "mig", "sap",
-            "dci".
+            "dci", "modularity" and so on.
         protocol: of "factor_vae" and "beta_vae"; the others have one protocol.
         seed: of the metric's random numbers.
         batch_size: images encoded at a time.
@@ -125,7 +135,7 @@ def score(
         )
     items.check(dataset)
     with as_imported():
-        known = _factors(dataset, factor_sizes, factors)
+        known = _factors(dataset, factor_sizes, factors, METRICS[metric].supervised)
         rows = metrics.needed(known, metric, protocol, seed)
     total = known.rows
     if len(dataset) != total:
@@ -162,8 +172,10 @@ def score(
         return METRICS[metric].score(codes, known, protocol, seed, mean_kl)
 
 
-def _factors(dataset: Any, factor_sizes: Sequence[int] | None, factors: Any) -> metrics.Factors:
-    """The factors that were given, or else those of a store."""
+def _factors(
+    dataset: Any, factor_sizes: Sequence[int] | None, factors: Any, asked: bool
+) -> metrics.Factors:
+    """The factors that were given, or else those of a store; none where none are asked for."""
     from fvae.data import Store
     from fvae.evaluate import factors_of
     from fvae.metrics import factors as given
@@ -174,6 +186,8 @@ def _factors(dataset: Any, factor_sizes: Sequence[int] | None, factors: Any) -> 
         return factors_of(dataset)[0]
     if getattr(dataset, "factor_sizes", None):
         return given.Factors.grid(dataset.factor_sizes)
+    if not asked:
+        return given.Factors.unknown(len(dataset))
     raise UserError(
         "factor_sizes: the data set has none of its own; give one a factor, or labels as factors="
     )

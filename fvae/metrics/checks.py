@@ -56,6 +56,8 @@ def codes_of(codes: Tensor | np.ndarray, factors: Factors) -> Tensor:
         raise UserError(f"codes: got shape {shape}, expected [N, d] with d at least 1")
     if shape[0] != factors.rows:
         why = f"the product of factor_sizes {list(factors.sizes)}"
+        if not factors.sizes:
+            why = "the number of rows that factors has"
         if factors.columns:
             why = "as factors has; it takes labels, one row a code: sizes are factor_sizes"
         raise UserError(f"codes: got {shape[0]} rows, expected {factors.rows}, {why}")

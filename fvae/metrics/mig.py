@@ -9,6 +9,7 @@ from torch import Tensor
 from fvae.device import as_imported
 from fvae.metrics.checks import bins_of
 from fvae.metrics.factors import Labels
+from fvae.metrics.histogram import information
 from fvae.metrics.protocols import MIG, MigProtocol
 from fvae.metrics.samples import Draw, draw
 
@@ -86,29 +87,6 @@ def mig_score(
 
 def _gaps(codes: np.ndarray, sample: Draw, cuts: int) -> tuple[np.ndarray, np.ndarray]:
     """Gaps [K] and information [d, K] of codes [n, d] about the sample's factors."""
-    bins = np.stack([_bins(column, cuts) for column in codes.T])
-    information = np.empty((len(bins), len(sample.labels)))
-    gaps = np.empty(len(sample.labels))
-    for k, (v, size) in enumerate(zip(sample.labels, sample.sizes, strict=True)):
-        v, n = (v, size) if size else (_bins(v, cuts), cuts)
-        joint = np.stack(
-            [np.bincount(b * n + v, minlength=cuts * n).reshape(cuts, n) for b in bins]
-        ) / len(v)
-        column, row = joint.sum(1), joint.sum(2)
-        entropy = -_xlogx(column[0]).sum()
-        information[:, k] = _xlogx(joint).sum((1, 2)) - _xlogx(column).sum(1) - _xlogx(row).sum(1)
-        ranked = np.sort(np.append(information[:, k], 0.0))
-        gaps[k] = (ranked[-1] - ranked[-2]) / entropy
-    return gaps, information
-
-
-def _bins(column: np.ndarray, bins: int) -> np.ndarray:
-    """Bin of each code, 0 to bins - 1; a constant column falls into bin 0."""
-    low, high = column.min(), column.max()
-    if not high > low:
-        return np.zeros(len(column), np.int64)
-    return np.minimum((column - low) / (high - low) * bins, bins - 1).astype(np.int64)
-
-
-def _xlogx(p: np.ndarray) -> np.ndarray:
-    return p * np.log(np.where(p > 0, p, 1.0))
+    found = information(codes, sample, cuts)
+    ranked = np.sort(np.vstack((found.mutual, np.zeros(len(found.factors)))), axis=0)
+    return (ranked[-1] - ranked[-2]) / found.factors, found.mutual

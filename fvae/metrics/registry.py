@@ -8,12 +8,37 @@ from torch import Tensor
 from fvae.metrics import sampling
 from fvae.metrics.beta_vae import beta_vae_score
 from fvae.metrics.dci import dci_score
+from fvae.metrics.explicitness import explicitness_score
 from fvae.metrics.factor_vae import factor_vae_score
 from fvae.metrics.factors import Factors
+from fvae.metrics.gaussian_tc import gaussian_tc_score
+from fvae.metrics.infomec import infomec_score
+from fvae.metrics.irs import irs_score
+from fvae.metrics.jemmig import jemmig_score
+from fvae.metrics.mcc import mcc_score
 from fvae.metrics.mig import mig_score
-from fvae.metrics.protocols import DCI, MIG, PROTOCOLS, SAP, TOTAL_CORRELATION
+from fvae.metrics.mig_sup import mig_sup_score
+from fvae.metrics.modularity import modularity_score
+from fvae.metrics.mutual_information import mutual_information_score
+from fvae.metrics.protocols import (
+    DCI,
+    EXPLICITNESS,
+    GAUSSIAN,
+    INFOMEC,
+    IRS,
+    JEMMIG,
+    MCC,
+    MIG,
+    MIG_SUP,
+    MODULARITY,
+    MUTUAL_INFORMATION,
+    PROTOCOLS,
+    SAP,
+    TOTAL_CORRELATION,
+)
 from fvae.metrics.sap import sap_score
 from fvae.metrics.total_correlation import total_correlation_score
+from fvae.metrics.wasserstein import wasserstein_score
 from fvae.registry import METRICS, Metric
 
 
@@ -26,6 +51,10 @@ def _of_samples(score: Callable[..., Any]) -> Callable[..., Any]:
 
 def _sampled(train: int, test: int = 0) -> Callable[..., Iterator[Tensor]]:
     return lambda factors, protocol, seed: sampling.sample_rows(factors, train, test, seed)
+
+
+def _unlabelled(count: int) -> Callable[..., Iterator[Tensor]]:
+    return lambda factors, protocol, seed: sampling.code_rows(factors, count, seed)
 
 
 for _entry in (
@@ -52,6 +81,50 @@ for _entry in (
     Metric(
         "dci", "disentanglement of DCI", _of_samples(dci_score),
         _sampled(DCI.train_samples, DCI.test_samples),
+    ),
+    Metric(
+        "modularity", "modularity (does each dimension know one factor?)",
+        _of_samples(modularity_score), _sampled(MODULARITY.samples), usual=False,
+    ),
+    Metric(
+        "explicitness", "explicitness (can a linear classifier tell the values?)",
+        _of_samples(explicitness_score),
+        _sampled(EXPLICITNESS.train_samples, EXPLICITNESS.test_samples), usual=False,
+    ),
+    Metric(
+        "irs", "interventional robustness score", _of_samples(irs_score), _sampled(IRS.samples),
+        usual=False,
+    ),
+    Metric(
+        "mig_sup", "mutual information gap of each dimension over the factors",
+        _of_samples(mig_sup_score), _sampled(MIG_SUP.samples), usual=False,
+    ),
+    Metric(
+        "jemmig", "joint entropy minus mutual information gap, 1 is best",
+        _of_samples(jemmig_score), _sampled(JEMMIG.samples), usual=False,
+    ),
+    Metric(
+        "infomec", "InfoM of InfoMEC, with InfoE and InfoC", _of_samples(infomec_score),
+        _sampled(INFOMEC.samples), usual=False,
+    ),
+    Metric(
+        "mcc", "mean correlation coefficient", _of_samples(mcc_score), _sampled(MCC.samples),
+        usual=False,
+    ),
+    Metric(
+        "gaussian_tc", "total correlation of the codes' Gaussian (less is better)",
+        _of_samples(gaussian_tc_score), _unlabelled(GAUSSIAN.samples),
+        usual=False, supervised=False,
+    ),
+    Metric(
+        "wasserstein", "Wasserstein correlation of the codes' Gaussian (less is better)",
+        _of_samples(wasserstein_score), _unlabelled(GAUSSIAN.samples),
+        usual=False, supervised=False,
+    ),
+    Metric(
+        "mutual_information", "mean mutual information of two dimensions (less is better)",
+        _of_samples(mutual_information_score), _unlabelled(MUTUAL_INFORMATION.samples),
+        usual=False, supervised=False,
     ),
     Metric(
         "total_correlation", "total correlation of the aggregate posterior, nats",

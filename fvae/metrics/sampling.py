@@ -27,7 +27,8 @@ from fvae.registry import METRICS
 
 # Lanes of Stream.VOTES and Stream.PAIRS.
 TRAIN_LANE, EVAL_LANE = 0, 1
-# Lanes of Stream.SAMPLE. MIG, SAP and DCI share theirs, so that fewer images need encoding.
+# Lanes of Stream.SAMPLE. The metrics that learn from samples share theirs, so that fewer images
+# need encoding.
 SCALE_LANE, TRAIN_SAMPLE_LANE, TEST_SAMPLE_LANE = 0, 1, 2
 
 
@@ -154,6 +155,18 @@ def samples_of(
     return first, order[len(first) : len(first) + test]
 
 
+def unlabelled_rows(factors: Factors | Sequence[int], count: int, rng: Philox) -> Tensor:
+    """Rows of a score that asks for no factors, int64: every row, or ``count`` draws of more.
+
+    They depend on the number of rows alone, so that the score is the same whatever is known of
+    them; of a full grid they are those that the other metrics learn from.
+    """
+    total = _as_factors(factors).rows
+    if total <= count:
+        return torch.arange(total, device=rng.seed.device)
+    return uniform_rows(factors, count, rng.at_lane(TRAIN_SAMPLE_LANE))
+
+
 def _check_learnable(factors: Factors, train: np.ndarray) -> None:
     for k, column in enumerate(factors.columns):
         if column.names_rows:
@@ -188,3 +201,8 @@ def sample_rows(
 ) -> Iterator[Tensor]:
     """Yield the rows of the samples that train and test the metrics which learn from samples."""
     yield from samples_of(factors, train, test, Philox(seed))
+
+
+def code_rows(factors: Factors | Sequence[int], count: int, seed: int) -> Iterator[Tensor]:
+    """Yield the rows of a score that asks for no factors."""
+    yield unlabelled_rows(factors, count, Philox(seed))

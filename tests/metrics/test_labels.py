@@ -13,7 +13,7 @@ from sklearn.svm import LinearSVC
 from fvae import metrics
 from fvae.metrics import dci
 from fvae.metrics.factors import Factors
-from fvae.metrics.mig import _bins
+from fvae.metrics.histogram import binned
 from fvae.metrics.sampling import samples_of
 from fvae.philox import Philox
 
@@ -177,7 +177,7 @@ def test_real_values_against_scikit_learn():
     assert result.informativeness == pytest.approx(np.mean(right))
     information = metrics.mig_score(codes, factors=labels, bins=7).information
     for j, k in np.ndindex(3, 2):
-        cut = [_bins(column, 7) for column in (codes[:, j], labels[:, k])]
+        cut = [binned(column, 7) for column in (codes[:, j], labels[:, k])]
         assert information[j, k] == pytest.approx(mutual_info_score(*cut))
 
 
@@ -195,7 +195,7 @@ def test_classes_against_scikit_learn():
         right = model.score(codes[test][:, [j]], labels[test, k])
         assert result.accuracy[j, k] == pytest.approx(right, abs=0.01)
         # Every one of so few rows is read, once.
-        joint = mutual_info_score(_bins(codes[:, j], 20), labels[:, k])
+        joint = mutual_info_score(binned(codes[:, j], 20), labels[:, k])
         assert mig.information[j, k] == pytest.approx(joint)
 
 
