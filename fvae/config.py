@@ -292,8 +292,7 @@ def correlation_of(pair: str) -> Correlation:
         sigma = math.nan
     if not sigma > 0:
         raise UserError(
-            f"--correlate {pair}: sigma is {number!r}, expected a number above 0, as in"
-            f" {names}:0.2"
+            f"--correlate {pair}: sigma is {number!r}, expected a number above 0, as in {names}:0.2"
         )
     if first == second[0]:
         raise UserError(f"--correlate {pair}: names {first} twice, expected two factors")

@@ -91,7 +91,7 @@ def gather_batch(
     """Triton backend of ``fvae::gather_batch``.
 
     Rows that are whole words in one piece are read as words; any others byte by byte, where they
-    are.
+    are. A draw by weight takes a second word and one entry of the table, in the same launch.
 
     Raises:
         ValueError: the store's rows are too many or too long for integers of 32 bits.
@@ -117,8 +117,8 @@ def gather_batch(
         (batch_size, triton.cdiv(count, tile), seed.numel()),
         (
             data if bytewise else data.view(torch.int32), x, indices, seed, step,
-            step if table is None else table.contiguous(), int(seed.dim() == 1), Stream.BATCH.at(lane), data.shape[0], batch_size, count,
-            *data.stride(),
+            step if table is None else table.contiguous(), int(seed.dim() == 1),
+            Stream.BATCH.at(lane), data.shape[0], batch_size, count, *data.stride(),
         ),
         PACKED=packed,
         BYTEWISE=bytewise,

@@ -24,7 +24,7 @@ from fvae.data.cache import (
     cached,
     from_cache,
 )
-from fvae.data.correlated import check_pairs, correlated
+from fvae.data.correlated import correlated
 from fvae.data.dsprites import render_dsprites
 from fvae.data.dsprites_files import is_dsprites, load_dsprites_h5, load_dsprites_npz
 from fvae.data.faces3d import load_faces3d_pth
@@ -51,7 +51,6 @@ __all__ = [
     "absolute",
     "absolute_factors",
     "cache_folder",
-    "check_pairs",
     "correlated",
     "load",
     "load_dsprites_h5",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,10 +23,10 @@ class _Pair(NamedTuple):
 def correlated(store: Store, pairs: Sequence[str]) -> Tensor:
     """w = product over the pairs of exp(-(c_1 - c_2)**2 / (2 sigma**2)): the density of each image.
 
-    c_1 and c_2 are the factors' classes, or labels, scaled to 0..1 by their least and greatest. With
-    these weights the pair lies about the line from both least to both greatest values; in a full
-    grid everything else is uniform and independent. Labels keep the frequencies that they have, each
-    image times its density. Pairs may share a factor.
+    c_1 and c_2 are the factors' classes, or labels, scaled to 0..1 by their least and greatest:
+    drawn with these weights, a pair lies about the line from both least to both greatest values.
+    In a full grid all else stays uniform and independent; labels keep the frequencies that they
+    have, each image times its density. Pairs may share a factor.
 
     Args:
         store: a set with factors.
@@ -42,14 +43,16 @@ def correlated(store: Store, pairs: Sequence[str]) -> Tensor:
     Source: Träuble et al. 2021, "On disentangled representations learned from correlated data",
     section 3.
     """
-    exponent = torch.zeros(len(store), dtype=torch.float64)
-    for first, second, sigma in _pairs(store, pairs):
-        apart = _scaled(store, first) - _scaled(store, second)
-        exponent += (apart / sigma) ** 2 / 2
-    least = exponent.min()
-    if not least.isfinite():
-        raise UserError(f"correlate {' '.join(pairs)}: sigma is too small for every image")
-    return torch.exp(least - exponent)
+    # By NumPy: how PyTorch rounds an element depends on the number of threads.
+    exponent = np.zeros(store.factor_sizes or len(store))
+    with np.errstate(all="ignore"):
+        for first, second, sigma in _pairs(store, pairs):
+            apart = _scaled(store, first) - _scaled(store, second)
+            exponent += (apart / sigma) ** 2 / 2
+        least = exponent.min()
+        if not np.isfinite(least):
+            raise UserError(f"--correlate {' '.join(pairs)}: sigma is too small; take a larger one")
+        return torch.from_numpy(np.exp(least - exponent).reshape(-1))
 
 
 def check_pairs(store: Store, pairs: Sequence[str]) -> None:
@@ -95,20 +98,16 @@ def _place(store: Store, name: str, text: str) -> int:
     return place
 
 
-def _column(store: Store, place: int) -> Tensor:
+def _column(store: Store, place: int) -> np.ndarray:
     """Classes or labels of one factor: of a grid's factor each once, otherwise ``[N]``."""
     if store.labels is not None:
-        return store.labels[:, place]
-    return torch.arange(store.factor_sizes[place], device="cpu")
+        return store.labels[:, place].numpy()
+    return np.arange(store.factor_sizes[place])
 
 
-def _scaled(store: Store, place: int) -> Tensor:
-    """One factor of each image, scaled to 0..1: float64 ``[N]``."""
-    column = _column(store, place).double()
+def _scaled(store: Store, place: int) -> np.ndarray:
+    """One factor scaled to 0..1, along its axis of a grid; of labels ``[N]``."""
+    column = _column(store, place).astype(np.float64)
     low, high = column.min(), column.max()
-    scaled = (column - low) / (high - low)
-    if store.labels is not None:
-        return scaled
-    shape = [1] * len(store.factor_sizes)
-    shape[place] = -1
-    return scaled.view(shape).expand(store.factor_sizes).reshape(-1)
+    axes = [place == k for k in range(len(store.factor_sizes))]
+    return ((column - low) / (high - low)).reshape([-1 if axis else 1 for axis in axes] or -1)

@@ -39,8 +39,9 @@ def alias_table(weights: Any) -> Tensor:
         ValueError: weights is anything else.
     """
     device = weights.device if isinstance(weights, Tensor) else "cpu"
-    given = torch.as_tensor(weights, device=device).detach()
-    w = given.to("cpu", torch.float64).numpy()
+    if isinstance(weights, Tensor):
+        weights = weights.detach().to("cpu", torch.float64).numpy()
+    w = np.asarray(weights, np.float64)
     if w.ndim != 1 or not 0 < len(w) < 1 << _BITS:
         raise ValueError(f"weights: got shape {list(w.shape)}, expected [N], 0 < N < 2**{_BITS}")
     wrong = np.flatnonzero(~(np.isfinite(w) & (w >= 0)))
@@ -56,8 +57,10 @@ def alias_table(weights: Any) -> Tensor:
 def _units(w: np.ndarray) -> np.ndarray:
     """Weights as whole numbers, int64 ``[N]``, of sum N 2**32."""
     # Sums are rounded rather than weights, so that the total is exact and no 0 becomes more.
-    sums = np.cumsum(w / w.max())
-    return np.diff(np.rint(sums / sums[-1] * float(len(w) * _UNIT)).astype(np.int64), prepend=0)
+    with np.errstate(under="ignore"):
+        sums = np.cumsum(w / w.max())
+        sums = np.rint(sums / sums[-1] * float(len(w) * _UNIT))
+    return np.diff(sums.astype(np.int64), prepend=0)
 
 
 def _entries(units: np.ndarray) -> np.ndarray:

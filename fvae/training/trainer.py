@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fvae import ops
 from fvae.config import DISC_BETAS, SMALLEST_IMAGE, VAE_BETAS, TrainConfig
-from fvae.data import Store, check_pairs, correlated
+from fvae.data import Store
+from fvae.data.correlated import check_pairs, correlated
 from fvae.device import AUTOCAST, arithmetic, autocast
 from fvae.errors import UserError
 from fvae.models import vae as nets
