@@ -75,10 +75,10 @@ def _pairs(store: Store, pairs: Sequence[str]) -> list[_Pair]:
                 f"--correlate {text}: data set {store.name} has no known factors; give labels by"
                 " --factors, or leave it out"
             )
-        places = [_place(store, name, text) for name in (first, second)]
-        if any(set(places) == {pair.first, pair.second} for pair in found):
+        one, other = _place(store, first, text), _place(store, second, text)
+        if any({one, other} == {pair.first, pair.second} for pair in found):
             raise UserError(f"--correlate {text}: the same two factors come twice; give one sigma")
-        found.append(_Pair(*places, sigma))
+        found.append(_Pair(one, other, sigma))
     return found
 
 
