@@ -23,7 +23,7 @@ from fvae.scalars import boolean, integer, real
 #: Settings that a file of an older version lacks; what is now their default was then the rule.
 LATER = (
     "mi_weight", "critic_steps", "gradient_penalty", "noise_dim", "categorical_sizes",
-    "images", "factors", "image_size", "likelihood", "metrics",
+    "images", "factors", "image_size", "likelihood", "metrics", "correlate",
 )  # fmt: skip
 
 
@@ -52,6 +52,10 @@ class TrainConfig:
     image_size: int | None = None
     """Side in pixels to which the pictures of a folder, .zip or .tar are resized, at least 16; None
     is 64. Any other data set comes at its own size, which is all that may be given."""
+    correlate: tuple[str, ...] = ()
+    """Pairs of factors that vary together in training, "first,second:sigma" each, as in Träuble et
+    al. 2021: p(c1, c2) goes as exp(-(c1 - c2)^2 / (2 sigma^2)), both scaled to 0..1; sigma 0.2 is
+    strong, 0.7 weak. All else stays uniform, and scores are those of the whole set."""
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     """p(x|z) of a pixel: Bernoulli, whose logit the decoder gives, or a Gaussian of variance 1,
     whose mean it gives. infogan and infowgan-gp have none."""
@@ -139,6 +143,8 @@ class TrainConfig:
             raise UserError(
                 f"--categorical-sizes: got {self.categorical_sizes}, expected numbers of at least 2"
             )
+        for pair in self.correlate:
+            correlation_of(pair)
         self._check_likelihood(self.objective)
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
@@ -260,6 +266,39 @@ class StudyConfig(TrainConfig):
             for value in getattr(self, name):
                 if not value >= 0 or not math.isfinite(value):
                     raise UserError(f"--{name}: got {value}, expected 0 or more")
+
+
+class Correlation(NamedTuple):
+    """Two factors that vary together; the smaller sigma, the closer."""
+
+    first: str
+    second: str
+    sigma: float
+
+
+def correlation_of(pair: str) -> Correlation:
+    """Return what "first,second:sigma" says.
+
+    Raises:
+        UserError: it is written otherwise, the names are equal, or sigma is not above 0.
+    """
+    names, _, number = pair.rpartition(":")
+    first, *second = (name.strip() for name in names.split(","))
+    if not first or len(second) != 1 or not second[0]:
+        raise UserError(
+            f"--correlate {pair}: expected two factors and sigma, as in shape,scale:0.2"
+        )
+    try:
+        sigma = float(number)
+    except ValueError:
+        sigma = math.nan
+    if not sigma > 0:
+        raise UserError(
+            f"--correlate {pair}: sigma is {number!r}, expected a number above 0, as in {names}:0.2"
+        )
+    if first == second[0]:
+        raise UserError(f"--correlate {pair}: names {first} twice, expected two factors")
+    return Correlation(first, second[0], sigma)
 
 
 def _plain(option: str, kind: Any, value: Any) -> Any:

@@ -40,6 +40,7 @@ class Stream(enum.IntEnum):
     SAMPLE = 5
     CODES = 6
     MIXTURE = 7
+    ALIAS = 8
 
     def at(self, lane: int) -> int:
         """Return the counter's second word for this use in a lane."""

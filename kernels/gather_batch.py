@@ -20,6 +20,7 @@ def gather_batch_kernel(
     index_ptr,  # int64 [keys, B]
     seed_ptr,  # int64 [] or [M]
     step_ptr,  # int64 []
+    table_ptr,  # int64 [N], keep << 31 | alias; unread where ALIAS is 0
     key_stride,  # 0 or 1
     stream,
     images,  # N
@@ -30,6 +31,7 @@ def gather_batch_kernel(
     PACKED: tl.constexpr,
     BYTEWISE: tl.constexpr,
     WORDS: tl.constexpr,
+    ALIAS: tl.constexpr,  # from the stream of indices to that of aliases, or 0
 ):
     """x[b] = unpack(data[word_b * N >> 32]): a word holds 32 pixels of one bit, or 4 of a byte."""
     b, part, key = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -39,6 +41,12 @@ def gather_batch_kernel(
     lane = b % 4
     drawn = tl.where(lane == 0, w0, tl.where(lane == 1, w1, tl.where(lane == 2, w2, w3)))
     index = tl.sum((drawn.to(tl.uint64) * images) >> 32, axis=0).to(tl.int64)
+    if ALIAS:
+        w0, w1, w2, w3 = four_words(seed, step, tl.zeros([1], tl.int32) + b // 4, stream + ALIAS)
+        drawn = tl.where(lane == 0, w0, tl.where(lane == 1, w1, tl.where(lane == 2, w2, w3)))
+        entry = tl.load(table_ptr + index)
+        stays = tl.sum(drawn.to(tl.int64), axis=0) < (entry >> 31)
+        index = tl.where(stays, index, entry & 0x7FFFFFFF)
     out = key.to(tl.int64) * batch + b
     if part == 0:
         tl.store(index_ptr + out, index)
@@ -78,11 +86,12 @@ def gather_batch(
     step: Tensor,
     lane: int,
     dtype: torch.dtype,
+    table: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Triton backend of ``fvae::gather_batch``.
 
     Rows that are whole words in one piece are read as words; any others byte by byte, where they
-    are.
+    are. A draw by weight takes a second word and one entry of the table, in the same launch.
 
     Raises:
         ValueError: the store's rows are too many or too long for integers of 32 bits.
@@ -108,12 +117,13 @@ def gather_batch(
         (batch_size, triton.cdiv(count, tile), seed.numel()),
         (
             data if bytewise else data.view(torch.int32), x, indices, seed, step,
-            int(seed.dim() == 1), Stream.BATCH.at(lane), data.shape[0], batch_size, count,
-            *data.stride(),
+            step if table is None else table.contiguous(), int(seed.dim() == 1),
+            Stream.BATCH.at(lane), data.shape[0], batch_size, count, *data.stride(),
         ),
         PACKED=packed,
         BYTEWISE=bytewise,
         WORDS=tile,
+        ALIAS=0 if table is None else Stream.ALIAS - Stream.BATCH,
         num_warps=warps,
     )  # fmt: skip
     return x, indices

@@ -96,6 +96,8 @@ def variants() -> Iterator[Variant]:
             store = zeros(64, width, dtype=torch.uint8)
             args = (store, shape, form.startswith("bits"), 64, *key, dtype)
             yield _variant("gather_batch", form, dtype, *args)
+            table = zeros(64, dtype=torch.int64)
+            yield _variant("gather_batch", f"{form} by weight", dtype, *args, table)
         for size in (64, many):
             x = zeros(size, 10, dtype=dtype)
             yield _variant("reparameterize", f"B={size}", dtype, x, x, *key)

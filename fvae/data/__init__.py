@@ -24,6 +24,7 @@ from fvae.data.cache import (
     cached,
     from_cache,
 )
+from fvae.data.correlated import correlated
 from fvae.data.dsprites import render_dsprites
 from fvae.data.dsprites_files import is_dsprites, load_dsprites_h5, load_dsprites_npz
 from fvae.data.faces3d import load_faces3d_pth
@@ -50,6 +51,7 @@ __all__ = [
     "absolute",
     "absolute_factors",
     "cache_folder",
+    "correlated",
     "load",
     "load_dsprites_h5",
     "load_dsprites_npz",

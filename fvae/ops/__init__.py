@@ -13,6 +13,7 @@ total correlation estimate is ``mean(l0 - l1)``. The estimate can be negative.
 """
 
 from fvae.ops import fakes as fakes  # registers them
+from fvae.ops.alias import alias_table
 from fvae.ops.index import RowIndex
 from fvae.ops.metric import grouped_variance, metric_votes, pair_features
 from fvae.ops.registry import (
@@ -39,6 +40,7 @@ __all__ = [
     "EXTENSION_ERROR",
     "OPS",
     "RowIndex",
+    "alias_table",
     "backend_of",
     "bernoulli_nll",
     "build_extension",

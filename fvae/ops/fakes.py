@@ -12,7 +12,7 @@ def _sum_dtype(x: Tensor) -> torch.dtype:
 
 
 @torch.library.register_fake("fvae::gather_batch", lib=LIBRARY)
-def _(data, image_shape, packed, batch_size, seed, step, lane, dtype):
+def _(data, image_shape, packed, batch_size, seed, step, lane, dtype, table=None):
     x = data.new_empty((*seed.shape, batch_size, *image_shape), dtype=dtype)
     return x, data.new_empty((*seed.shape, batch_size), dtype=torch.int64)
 

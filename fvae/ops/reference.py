@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fvae import philox
+from fvae.ops.alias import aliased
 from fvae.ops.drawing import drawn_rows, fixed_factor, strides, vote_samples
 from fvae.philox import Stream
 
@@ -146,9 +147,16 @@ def gather_batch(
     step: Tensor,
     lane: int,
     dtype: torch.dtype,
+    table: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Images and their indices; image i of the batch takes word i: index = word * N >> 32."""
+    """Images and their indices; image i of the batch takes word i: index = word * N >> 32.
+
+    With a table of aliases the index stays or changes by word i of the stream of aliases.
+    """
     indices = philox.integers(seed, step, Stream.BATCH.at(lane), batch_size, data.shape[0])
+    if table is not None:
+        word = philox.words(seed, step, Stream.ALIAS.at(lane), batch_size)
+        indices = aliased(table, indices, word)
     rows = data[indices.reshape(-1)]
     return unpack(rows, image_shape, packed, dtype).unflatten(0, indices.shape), indices
 

@@ -18,7 +18,7 @@ from fvae.ops.extension import Part
 #: Registered op name -> schema.
 SCHEMAS = {
     "gather_batch": "(Tensor data, int[] image_shape, bool packed, int batch_size, Tensor seed,"
-    " Tensor step, int lane, ScalarType dtype) -> (Tensor, Tensor)",
+    " Tensor step, int lane, ScalarType dtype, Tensor? table=None) -> (Tensor, Tensor)",
     "reparameterize": "(Tensor mu, Tensor logvar, Tensor seed, Tensor step, int lane)"
     " -> (Tensor, Tensor)",
     "reparameterize_backward": "(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor logvar,"

@@ -53,6 +53,7 @@ def gather_batch(
     backend: str | None = None,
     *,
     dtype: torch.dtype = torch.float32,
+    table: Tensor | None = None,
     return_indices: Literal[False] = False,
 ) -> Tensor: ...
 
@@ -65,6 +66,7 @@ def gather_batch(
     backend: str | None = None,
     *,
     dtype: torch.dtype = torch.float32,
+    table: Tensor | None = None,
     return_indices: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -76,9 +78,10 @@ def gather_batch(
     backend: str | None = None,
     *,
     dtype: torch.dtype = torch.float32,
+    table: Tensor | None = None,
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """x = images of the store at uniform random indices, drawn with replacement, in 0..1.
+    """x = images of the store at random indices, uniform or by weight, with replacement, in 0..1.
 
     Args:
         store: a :class:`fvae.data.Store`, or any object with ``data`` (uint8 ``[N, bytes]``),
@@ -90,6 +93,8 @@ def gather_batch(
             global generator.
         backend: None picks; otherwise a name in :data:`BACKENDS`.
         dtype: of x; float32, bfloat16 or float16.
+        table: of :func:`alias_table`, int64 ``[N]`` on the store's device: images are drawn by its
+            weights, with the index above and one word more. None draws all alike.
         return_indices: also return the images' indices.
 
     Returns:
@@ -99,7 +104,7 @@ def gather_batch(
     Raises:
         TypeError: batch_size is no integer.
         ValueError: batch_size < 1, the store is empty, its rows are no images of its shape, rng is
-            on another device, or the backend does not exist.
+            on another device, table is no int64 ``[N]`` there, or the backend does not exist.
     """
     data = store.data
     batch_size = integer("batch_size", batch_size)
@@ -122,10 +127,18 @@ def gather_batch(
             f"store.data: got rows of {data.shape[1]} bytes, expected {width} for images {shape}"
             f" of {'bits' if store.binary else 'bytes'}"
         )
-    draw = (batch_size, rng.seed, rng.step, rng.lane, dtype)
+    count = len(store) if _on_demand(store) else data.shape[0]
+    if table is not None and (
+        table.shape != (count,) or table.dtype != torch.int64 or table.device != data.device
+    ):
+        raise ValueError(
+            f"table: got {list(table.shape)} {table.dtype} on {table.device}, expected [{count}]"
+            f" torch.int64 on {data.device}; make it with alias_table"
+        )
+    draw = (batch_size, rng.seed, rng.step, rng.lane, dtype, table)
     if _on_demand(store):
         # The backend draws from blank rows, of which only the numbers are used.
-        indices = run(data.new_empty(len(store), 4), [4, 1, 1], False, *draw)[1]
+        indices = run(data.new_empty(count, 4), [4, 1, 1], False, *draw)[1]
         rows = store.rows(indices).flatten(0, -2)
         x = reference.unpack(rows, shape, store.binary, dtype).unflatten(0, indices.shape)
     else:

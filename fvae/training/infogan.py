@@ -232,7 +232,7 @@ class InfoGANTrainer(Trainer):
         """
         # One draw of each kind serves the whole step: a generator step after every critic's.
         config, n, size = self.config, self.critic_steps, self.config.batch_size
-        x = ops.gather_batch(self.store, n * size, self.rng, config.backend)
+        x = ops.gather_batch(self.store, n * size, self.rng, config.backend, table=self.table)
         x = x.contiguous(memory_format=torch.channels_last)
         *critic_codes, codes = self.model.draw((n + 1) * size, self.rng).split(size)
         mixtures = self._mixtures() if self.wasserstein else [None] * n

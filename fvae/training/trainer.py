@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fvae import ops
 from fvae.config import DISC_BETAS, SMALLEST_IMAGE, VAE_BETAS, TrainConfig
 from fvae.data import Store
+from fvae.data.correlated import check_pairs, correlated
 from fvae.device import AUTOCAST, arithmetic, autocast
 from fvae.errors import UserError
 from fvae.models import vae as nets
@@ -35,7 +36,7 @@ class Trainer:
 
     Raises:
         UserError: the images are not square, or smaller than 16 x 16, or of another size than the
-            settings say.
+            settings say; or the set has not the factors that they correlate.
     """
 
     vae: nets.VAE | StackedVAE
@@ -46,6 +47,7 @@ class Trainer:
         self.world = world or World()
         self.device = torch.device(config.device)
         self.store = store.to(self.device)
+        self.table = self._table()
         self.rng = Philox(config.seed, device=self.device)
         self.step_count = 0
         groups, gpu = self._build(store.image_shape[0]), self.device.type == "cuda"
@@ -60,6 +62,12 @@ class Trainer:
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
+
+    def _table(self) -> Tensor | None:
+        """What images are drawn by; None draws all alike."""
+        if not self.config.correlate:
+            return None
+        return ops.alias_table(correlated(self.store, self.config.correlate)).to(self.device)
 
     def _build(self, channels: int) -> list[dict]:
         """Make the networks on the device; return the optimizer's groups, one a player."""
@@ -121,6 +129,7 @@ class Trainer:
             self.rng,
             config.backend,
             dtype=AUTOCAST.get(config.precision, torch.float32) if gpu else torch.float32,
+            table=self.table,
             return_indices=True,
         )
         x = self.world.rows(x, batches)
@@ -225,8 +234,8 @@ def sized(config: TrainConfig, store: Store) -> TrainConfig:
     """Return the configuration with the size of the store's images.
 
     Raises:
-        UserError: there are no networks for images of that size, it says another one, or a step
-            does not fit into memory.
+        UserError: there are no networks for images of that size, it says another one, a step does
+            not fit into memory, or the set has not the factors that it correlates.
     """
     channels, height, width = store.image_shape
     if height != width or height < SMALLEST_IMAGE:
@@ -239,6 +248,7 @@ def sized(config: TrainConfig, store: Store) -> TrainConfig:
             f"--data {store.name}: images are {height} x {width}, and --image-size, or the run,"
             f" says {config.image_size}; only the pictures of a folder, .zip or .tar are resized"
         )
+    check_pairs(store, config.correlate)
     config = dataclasses.replace(config, image_size=height)
     check_memory(config, channels)
     return config

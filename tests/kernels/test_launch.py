@@ -12,7 +12,7 @@ import torch
 from shared import DEVICE, assert_close, run_program, triton_and_reference
 from small import NETS, bits, layers, photographs, square, trainer_of
 
-from fvae import kernels
+from fvae import kernels, ops
 from fvae.config import TrainConfig
 from fvae.kernels import counters, report, tiles
 from fvae.kernels.launch import planned
@@ -105,6 +105,8 @@ def test_the_report_shows_every_kernel_of_a_step(gpu, precision, store):
         assert set(_keys(_trainer(objective, precision, store(50), models))) <= shown
     gaussian = _trainer("vae", precision, store(50), 1, likelihood="gaussian")
     assert set(_keys(gaussian)) <= shown
+    if store is layers:
+        assert set(_keys(_trainer("vae", precision, store(50), 1, correlate=("a,b:1",)))) <= shown
 
 
 def test_a_key_tells_what_triton_compiles_anew():
@@ -132,12 +134,14 @@ def test_every_lane_draws_what_the_reference_draws(lane):
     x = torch.randn(2, 5, 3, device=DEVICE)
     kl = torch.randn(2, 3, device=DEVICE)
     store = torch.randint(0, 256, (9, 4), dtype=torch.uint8, device=DEVICE)
+    table = ops.alias_table(torch.rand(9, device=DEVICE) ** 4)
     for name, *args in (
         ("permute_dims", x, *key),
         ("permute_dims_backward", x, *key),
         ("reparameterize", x, x, *key),
         ("reparameterize_backward", x, kl, x, x, *key),
         ("gather_batch", store, [4, 1, 1], False, 3, *key, torch.float32),
+        ("gather_batch", store, [4, 1, 1], False, 3, *key, torch.float32, table),
     ):
         assert_close(*triton_and_reference(name, *args), torch.float32)
 

@@ -75,11 +75,25 @@ def built_for_real(trainer_class):
     trainer_class._build = wrapped
 
 
+def table_for_real(self):
+    """Let the table of a draw by weight be made of numbers: a fake tensor has none."""
+    device, self.device = self.device, torch.device("cpu")
+    with unset_fake_temporarily():
+        table = make_table(self)
+    self.device = device
+    return table if table is None else MODE.from_tensor(table).to(device)
+
+
+make_table, Trainer._table = Trainer._table, table_for_real
+
+
 def odd(images):
     """Images whose rows are no whole words, and 289 of their 296 bits."""
     return square(1, 17, binary=True, images=images)
 
 
+#: Kinds of store whose images are drawn by weight, as ones made on demand are.
+CORRELATED = {"layers": ("a,b:0.3", "b,c:0.3"), "odd": ("a,b:0.3",)}
 STORES = {"bits": bits, "bytes": photographs, "layers": layers, "odd": odd}
 
 
@@ -126,6 +140,7 @@ def main():
         for kind, backend in itertools.product(STORES, backends):
             for likelihood, precision in itertools.product(("bernoulli", "gaussian"), HALVES):
                 settings = {"kind": kind, "precision": precision, "backend": backend}
+                settings["correlate"] = CORRELATED.get(kind, ())
                 print(json.dumps(step(likelihood=likelihood, **settings)))
         with DeviceTraffic() as traffic:
             torch.tensor([1.0, 2.0], device="cuda") + torch.ones(2).to("cuda")

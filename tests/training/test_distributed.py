@@ -42,7 +42,7 @@ CONFIG = dataclasses.replace(SMALL, batch_size=6)
 SIZE = 2
 
 SHARED = [name for name, objective in OBJECTIVES.items() if objective.distributes]
-#: factor-vae once more, with Gaussian pixels of an odd side.
+#: factor-vae once more, with Gaussian pixels of an odd side and correlated factors.
 ODD = "factor-vae of 2 x 17 x 17"
 
 
@@ -62,7 +62,9 @@ def _config(objective):
 def _gradients_and_weights(objective, world):
     """Gradients of each of two steps, and everything a run keeps after six more."""
     if objective == ODD:
-        config = dataclasses.replace(_config("factor-vae"), likelihood="gaussian")
+        config = dataclasses.replace(
+            _config("factor-vae"), likelihood="gaussian", correlate=("a,b:0.2",)
+        )
         trainer = Trainer(config, _store(17), world)
     else:
         trainer = Trainer(_config(objective), _store(), world)
