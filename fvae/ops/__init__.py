@@ -28,6 +28,7 @@ from fvae.ops.training import (
     gather_batch,
     gaussian_nll,
     logit_ratio,
+    pairwise_tc,
     permute_dims,
     reparameterize,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "logit_ratio",
     "metric_votes",
     "pair_features",
+    "pairwise_tc",
     "permute_dims",
     "reparameterize",
 ]

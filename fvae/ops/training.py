@@ -1,7 +1,7 @@
 """The ops of a training step, in its order."""
 
 from collections.abc import Sequence
-from math import prod
+from math import log, pi, prod
 from typing import Literal, Protocol, TypeGuard, overload
 
 import torch
@@ -323,3 +323,69 @@ def gaussian_nll(mean: Tensor, target: Tensor, backend: str | None = None) -> Te
         ValueError: the target's shape fits no form, or the backend does not exist.
     """
     return pixel_nll("gaussian_nll", mean, target, backend)
+
+
+# --- pairwise_tc ----------------------------------------------------------------------------
+
+
+def pairwise_tc(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    dataset_size: int | None = None,
+    sampling: str = "weighted",
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log q(z), sum_k log q(z_k) and log q(z|x) of a batch, from its own B components.
+
+    ``log_qz[i] = logsumexp_j (log w_ij + sum_k log N(z_ik; mu_jk, logvar_jk))``,
+    ``log_prod_qz[i] = sum_k logsumexp_j (log w_ij + log N(z_ik; mu_jk, logvar_jk))``,
+    ``log_qzx[i] = sum_k log N(z_ik; mu_ik, logvar_ik)``.
+
+    Args:
+        z: codes, ``[B, d]`` or ``[M, B, d]``, floating point.
+        mu: means of the components, of z's shape and dtype.
+        logvar: their log variances, likewise.
+        dataset_size: N of the data set; None takes w = 1 / B, the mixture of the batch.
+        sampling: with N, "weighted", w = 1 / (N B), or "stratified": 1 / N for j = i,
+            (N - M) / (N M) for j = i + 1 modulo B, 1 / M for the others, with M = B - 1.
+        backend: None picks; otherwise a name in :data:`BACKENDS`.
+
+    Returns:
+        log_qz, log_prod_qz and log_qzx, each float32 ``[B]`` or ``[M, B]``, nats.
+
+    Raises:
+        TypeError: an input is not floating point.
+        ValueError: shapes, dtypes or devices differ, the sampling does not exist, or stratified
+            sampling has fewer than two rows, or N < B - 1.
+
+    Source: Chen et al. 2018, appendix C.
+    """
+    check_float("z", z, (2, 3), "[B, d] or [M, B, d]")
+    check_same("mu", mu, "z", z)
+    check_same("logvar", logvar, "z", z)
+    dtype = torch.promote_types(torch.float32, z.dtype)
+    z, mu, logvar = (part.to(dtype) for part in (z, mu, logvar))
+    rows, n, m = z.shape[-2], dataset_size, z.shape[-2] - 1
+    weight: Tensor | float
+    if n is None:
+        weight = -log(rows)
+    elif sampling == "weighted":
+        weight = -log(n * rows)
+    elif sampling != "stratified":
+        raise ValueError(f"sampling: got {sampling!r}, expected weighted or stratified")
+    elif not 1 <= m <= n:
+        raise ValueError(f"sampling: stratified takes 2 to {n + 1} rows, got {rows}")
+    else:
+        row = torch.arange(rows, device=z.device)
+        ahead = (row - row.unsqueeze(-1)) % rows
+        weight = z.new_full((rows, rows), -log(m)).masked_fill_(ahead == 0, -log(n))
+        weight = weight.masked_fill_(ahead == 1, log((n - m) / (n * m)) if n > m else -torch.inf)
+
+    def log_normal(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+        return -0.5 * (log(2 * pi) + logvar + ((z - mu) * (-0.5 * logvar).exp()).square())
+
+    each = log_normal(z.unsqueeze(-2), mu.unsqueeze(-3), logvar.unsqueeze(-3))  # [.., i, j, d]
+    joint = (each.sum(-1) + weight).logsumexp(-1)
+    wide = weight.unsqueeze(-1) if isinstance(weight, Tensor) else weight
+    return joint, (each + wide).logsumexp(-2).sum(-1), log_normal(z, mu, logvar).sum(-1)

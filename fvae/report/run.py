@@ -42,7 +42,11 @@ _CURVES = {
     "gradient_penalty": "gradient penalty",
     "disc_loss": "discriminator loss (nats)",
     "generator_loss": "generator loss",
-    "mi": "mutual information bound (nats)",
+    "mi": "mutual information (nats)",
+    "dim_kl": "dimension-wise KL (nats)",
+    "cov_off": "covariances, squared",
+    "cov_diag": "(variances - 1), squared",
+    "gap": "|KL - capacity| (nats)",
 }
 _NOT_DRAWN = ("seconds", "weight", "loss", "disc_accuracy", "critic_loss")
 
