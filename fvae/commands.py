@@ -151,27 +151,20 @@ def parse(arguments: list[str]) -> Any:
     """
     _offer_registered()
     recipe, preset = (_option(arguments, name) for name in ("--recipe", "--preset"))
-    base, study, resumed = Train(), Study(), None
+    base, resumed = Train(), None
     if arguments[:1] == ["train"]:
         resumed = _option(arguments, "--resume")
         if resumed is not None:
             config = TrainConfig.from_file(Path(resumed) / "config.json")
             base = Train(**dataclasses.asdict(config), resume=Path(resumed))
-        elif recipe in RECIPES:
-            base = Train(**RECIPES[recipe])
-    elif arguments[:1] == ["study"]:
-        study = Study(**PRESETS.get(preset or "", {}) | RECIPES.get(recipe or "", {}))
-    commands: Any = Annotated[Train, tyro.conf.subcommand("train", default=base)]
-    for kind in (
-        Eval,
-        Report,
-        Traverse,
-        Study,
-        Data,
-        Doctor,
-    ):  # a union that only running code knows
-        given: Any = {"default": study} if kind is Study else {}
-        commands |= Annotated[kind, tyro.conf.subcommand(kind.__name__.lower(), **given)]
+    if arguments[:1] in (["train"], ["study"]):
+        settings = PRESETS.get(preset or "", {}) | RECIPES.get(recipe or "", {})
+        # In front, so that what was given wins.
+        arguments = [arguments[0], *_words(settings), *arguments[1:]]
+    train = Annotated[Train, tyro.conf.subcommand("train", default=base)]
+    commands: Any = train  # a union that only running code knows
+    for kind in (Eval, Report, Traverse, Study, Data, Doctor):
+        commands |= Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())]
     # tyro prints an error as a box of several lines; people's scripts want one.
     errors = io.StringIO()
     try:
@@ -198,6 +191,15 @@ def parse(arguments: list[str]) -> Any:
             )
         _check_resume(base, command)
     return command
+
+
+def _words(settings: dict[str, Any]) -> list[str]:
+    """The options that give some settings."""
+    words = []
+    for name, value in settings.items():
+        each = value if isinstance(value, tuple) else (value,)
+        words += ["--" + name.replace("_", "-"), *map(str, each)]
+    return words
 
 
 def _option(arguments: list[str], name: str) -> str | None:
