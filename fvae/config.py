@@ -178,8 +178,11 @@ class TrainConfig:
 
     def _check_owned(self, objectives: tuple[str, ...]) -> None:
         for name in _OWNED:
-            value, owners = getattr(self, name), [o for o in OBJECTIVES if name not in foreign(o)]
-            if value != getattr(TrainConfig, name) and not set(objectives) & set(owners):
+            value = getattr(self, name)
+            if value == getattr(TrainConfig, name):
+                continue
+            owners = [one for one, objective in OBJECTIVES.items() if objective.takes(name)]
+            if not set(objectives) & set(owners):
                 raise UserError(
                     f"--{name.replace('_', '-')} {value}: {', '.join(objectives)} takes none; leave"
                     f" it out, or take {' or '.join(owners)}"
