@@ -174,7 +174,7 @@ class TrainConfig:
                 f"--categorical-sizes: got {self.categorical_sizes}, expected numbers of at least 2"
             )
         self._check_likelihood(self.objective)
-        self._check_owned((self.objective,))
+        self._check_owned(getattr(self, "objectives", (self.objective,)))  # those of a study
 
     def _check_owned(self, objectives: tuple[str, ...]) -> None:
         for name in _OWNED:
@@ -293,9 +293,6 @@ class StudyConfig(TrainConfig):
     """What starts the processes of --devices: torchrun on this machine, or a Ray cluster whose
     machines see the study's folder (pip install 'fvae[ray]')."""
 
-    def _check_owned(self, objectives: tuple[str, ...]) -> None:
-        """Leave it to what follows: the one objective is not the study's."""
-
     def __post_init__(self) -> None:
         """Check every field; raise a UserError that names the first bad one."""
         super().__post_init__()
@@ -304,7 +301,6 @@ class StudyConfig(TrainConfig):
                 raise UserError(f"--{name}: got {getattr(self, name)}, expected 1 or more")
         for name in self.objectives:
             self._check_likelihood(name)
-        super()._check_owned(self.objectives)
         for name in ("objectives", *GRIDS):
             if not getattr(self, name):
                 raise UserError(f"--{name.replace('_', '-')}: got none, expected one or more")

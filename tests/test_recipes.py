@@ -56,7 +56,8 @@ def test_the_models_of_the_large_study():
     assert vae.decode(vae.encode(torch.rand(2, 1, 64, 64))[0]).shape == (2, 1, 64, 64)
     widths = [layer.out_features for layer in discriminator.layers]
     assert widths == [1000] * 6 + [2]
-    trainer = Trainer(dataclasses.replace(config, device="cpu", precision="fp32"), bits(10))
+    small = dataclasses.replace(config, device="cpu", precision="fp32", disc_units=8)
+    trainer = Trainer(small, bits(10))
     groups = [(g["lr"], g["betas"]) for g in trainer.optimizer.param_groups]
     assert groups == [(1e-4, (0.9, 0.999)), (1e-4, (0.5, 0.9))]
     assert (config.batch_size, config.shuffle, config.steps) == (64, "same", 300_000)

@@ -34,10 +34,10 @@ def expand(config: StudyConfig) -> dict[str, TrainConfig]:
     }
     runs = {}
     for name in config.objectives:
-        objective = OBJECTIVES[name]
+        objective, useless = OBJECTIVES[name], foreign(name)
         for weight in getattr(config, objective.grid) if objective.grid else (None,):
             for seed in range(config.seeds):
-                fitting = {n: v for n, v in common.items() if n not in foreign(name)}
+                fitting = {n: v for n, v in common.items() if n not in useless}
                 if objective.grid and objective.weight:
                     fitting[objective.weight] = weight
                 run = TrainConfig(**fitting, objective=name, seed=seed)
