@@ -11,7 +11,7 @@ import numpy as np
 from fvae.config import TrainConfig
 from fvae.files import encoded, write_atomically
 from fvae.registry import METRICS, OBJECTIVES
-from fvae.report.page import page, picture, plt, png_of, table
+from fvae.report.page import FAR, page, picture, plt, png_of, table
 from fvae.report.scores import scores_of
 from fvae.report.terminal import ceiling
 from fvae.study.grid import setting_of, weight_of
@@ -249,7 +249,7 @@ def _draw_tc(axis: plt.Axes, out: Path, groups: dict[str, Rows]) -> None:
         tc = np.array([[by_step[step] for step in steps] for by_step in logs])
         axis.plot(steps, tc.mean(0), color=colour, label=setting, linewidth=1.2)
         axis.fill_between(steps, tc.min(0), tc.max(0), color=colour, alpha=0.2, linewidth=0)
-    if axis.get_ylim()[0] < 10:  # far above it there is nothing to compare with 0
+    if axis.get_ylim()[0] < FAR:
         axis.axhline(0, color="gray", linewidth=0.8)
     axis.set_xlabel("step", fontsize=9)
     axis.set_ylabel("total correlation (nats)", fontsize=9)
