@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fvae.config import StudyConfig, TrainConfig
+from fvae.config import PRESETS, RECIPES, StudyConfig, TrainConfig
 from fvae.errors import UserError
 from fvae.registry import DATA, METRICS, OBJECTIVES, Registry
 
@@ -19,6 +19,10 @@ from fvae.registry import DATA, METRICS, OBJECTIVES, Registry
 class Train(TrainConfig):
     """Train a model and write a run folder: configuration, log, checkpoint, report."""
 
+    recipe: str | None = None
+    """Settings of a published study's models, which options beside it change: kim2018, the
+    defaults, or locatello2019, with an encoder of kernels 4, 4, 2, 2, 256 hidden units and one
+    batch a step; None is kim2018."""
     out: Path | None = None
     """Run folder to make; None is runs/OBJECTIVE-seedN."""
     resume: Path | None = None
@@ -88,6 +92,11 @@ class Study(StudyConfig):
     --steps, --seeds and the grid may then be raised. Settings of training hold for every run.
     """
 
+    preset: str | None = None
+    """A published study's grid and settings, which options beside it change: locatello2019, six
+    objectives with six weights and 50 seeds each, of its recipe and protocol."""
+    recipe: str | None = None
+    """As of `fvae train`; None is kim2018, or the preset's."""
     out: Path = Path("runs/study")
     """The study's folder: study.html, results.csv, study.json, and a run folder for each run."""
 
@@ -117,6 +126,9 @@ def _offer_registered() -> None:
     objectives: Any = Literal.__getitem__(tuple(OBJECTIVES))
     Train.__annotations__["objective"] = _helped(objectives, "What to minimise: ", OBJECTIVES)
     Study.__annotations__["objectives"] = types.GenericAlias(tuple, (objectives, ...))
+    recipes: Any = Literal.__getitem__((None, *RECIPES))
+    Train.__annotations__["recipe"] = Study.__annotations__["recipe"] = recipes
+    Study.__annotations__["preset"] = Literal.__getitem__((None, *PRESETS))
     drawn = (
         "Data set: the path of a published set (dSprites .npz, 3D Shapes .h5, 3D Faces .pth, MPI3D"
         " .npz, Cars3D, SmallNORB), of a .npz, .npy or .h5 with an array of images, or of a folder,"
@@ -141,12 +153,17 @@ def parse(arguments: list[str]) -> Any:
         SystemExit: help was asked for, and printed.
     """
     _offer_registered()
+    recipe, preset = (_option(arguments, name) for name in ("--recipe", "--preset"))
     base, resumed = Train(), None
     if arguments[:1] == ["train"]:
         resumed = _option(arguments, "--resume")
         if resumed is not None:
             config = TrainConfig.from_file(Path(resumed) / "config.json")
             base = Train(**dataclasses.asdict(config), resume=Path(resumed))
+    if arguments[:1] in (["train"], ["study"]):
+        settings = PRESETS.get(preset or "", {}) | RECIPES.get(recipe or "", {})
+        # In front, so that what was given wins.
+        arguments = [arguments[0], *_words(settings), *arguments[1:]]
     train = Annotated[Train, tyro.conf.subcommand("train", default=base)]
     commands: Any = train  # a union that only running code knows
     for kind in (Eval, Report, Traverse, Study, Data, Doctor):
@@ -166,9 +183,26 @@ def parse(arguments: list[str]) -> Any:
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(errors.getvalue())) from None
+    for name, first in (("recipe", recipe), ("preset", preset)):
+        if str(getattr(command, name, first)) != str(first):
+            raise UserError(f"--{name}: given twice; leave one of them out")
     if resumed is not None:
+        if recipe is not None:
+            raise UserError(
+                f"--recipe {recipe}: cannot be given with --resume, the run has its settings; leave"
+                " it out, or train a new run"
+            )
         _check_resume(base, command)
     return command
+
+
+def _words(settings: dict[str, Any]) -> list[str]:
+    """The options that give some settings."""
+    words = []
+    for name, value in settings.items():
+        each = value if isinstance(value, tuple) else (value,)
+        words += ["--" + name.replace("_", "-"), *map(str, each)]
+    return words
 
 
 def _option(arguments: list[str], name: str) -> str | None:

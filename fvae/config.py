@@ -23,7 +23,9 @@ from fvae.scalars import boolean, integer, real
 #: Settings that a file of an older version lacks; what is now their default was then the rule.
 LATER = (
     "mi_weight", "critic_steps", "gradient_penalty", "noise_dim", "categorical_sizes",
-    "images", "factors", "image_size", "likelihood", "metrics", "correlate",
+    "images", "factors", "image_size", "likelihood", "metrics", "correlate", "conv_kernels",
+    "shuffle", "tc_sampling", "dip_lambda", "dip_ratio", "capacity", "capacity_steps",
+    "capacity_weight", "tc_betas", "dip_lambdas", "capacities",
 )  # fmt: skip
 
 
@@ -35,9 +37,11 @@ class TrainConfig:
     """
 
     objective: str = "factor-vae"
-    """What to minimise: reconstruction + KL (vae), + beta KL (beta-vae), or + KL + gamma TC
-    (factor-vae); or a game between a generator and a critic that guesses the generator's codes
-    (infogan, infowgan-gp)."""
+    """What to minimise: reconstruction + KL (vae), + beta KL (beta-vae), + KL + gamma TC
+    (factor-vae), + the KL's three parts with beta on the TC (beta-tcvae), + KL + a penalty on the
+    covariance of the codes' means (dip-vae-i) or of the codes (dip-vae-ii), or + the distance of
+    the KL from a growing capacity (annealed-vae); or a game between a generator and a critic that
+    guesses the generator's codes (infogan, infowgan-gp)."""
     data: str = "dsprites"
     """Data set: the name of one made here, such as "dsprites"; or the path of a published set
     (dSprites .npz, 3D Shapes .h5, 3D Faces .pth, MPI3D .npz, Cars3D, SmallNORB), of a .npz, .npy
@@ -62,14 +66,35 @@ class TrainConfig:
     gamma: float = 35.0
     """Weight of the total correlation (factor-vae only). 35 was best on 2D Shapes."""
     beta: float = 4.0
-    """Weight of the KL (beta-vae only). Best on 2D Shapes, from memory of the paper."""
+    """Weight of the KL (beta-vae), or of the total correlation (beta-tcvae). 4 was best on 2D
+    Shapes for beta-vae, from memory of the paper."""
+    tc_sampling: Literal["weighted", "stratified"] = "weighted"
+    """Weights with which a batch stands for the data set in the total correlation (beta-tcvae
+    only): equal ones, which shift its parts by constants, or stratified ones, whose q(z) has no
+    bias; Chen et al. 2018, appendix C."""
+    dip_lambda: float = 10.0
+    """Weight lambda_od of the covariances off the diagonal (dip-vae-i, dip-vae-ii)."""
+    dip_ratio: float | None = None
+    """lambda_d / lambda_od, the weight of the variances' distance from 1 over that of the
+    covariances (dip-vae-i, dip-vae-ii); None is 10 for dip-vae-i and 1 for dip-vae-ii, as in Kumar
+    et al. 2018."""
+    capacity: float = 25.0
+    """KL in nats at which the capacity of annealed-vae ends."""
+    capacity_steps: int = 100_000
+    """Steps over which annealed-vae's capacity grows linearly from 0; Locatello et al. 2019."""
+    capacity_weight: float = 1000.0
+    """Weight gamma of the distance between KL and capacity (annealed-vae only); Burgess et al.
+    2018."""
     warmup_steps: int = 0
-    """Steps over which gamma, beta or the mutual information's weight grows linearly from 0 to
-    its value."""
+    """Steps over which gamma, beta, dip_lambda or the mutual information's weight grows linearly
+    from 0 to its value."""
     steps: int = 300_000
     """Training steps; the paper's number for 2D Shapes (from memory)."""
     batch_size: int = 64
     """Images in a batch; factor-vae draws a second batch of this size for the permuted codes."""
+    shuffle: Literal["second", "same"] = "second"
+    """Batch whose codes factor-vae permutes for its discriminator: a second one, as in the paper's
+    Algorithm 2, or the same one, as in Locatello et al. 2019."""
     latent_dim: int = 10
     """Latent dimensions d; of infogan and infowgan-gp, the continuous codes."""
     learning_rate: float = 1e-4
@@ -82,6 +107,8 @@ class TrainConfig:
     """Hidden layers of the discriminator; six, or five as some read the paper's "6 layer MLP"."""
     conv_channels: tuple[int, int, int, int] = (32, 32, 64, 64)
     """Channels of the encoder's four convolutions; the decoder mirrors them."""
+    conv_kernels: tuple[int, int, int, int] = (4, 4, 4, 4)
+    """Sides in pixels of the encoder's four kernels, even numbers; the decoder's are 4."""
     hidden_units: int = 128
     """Units of the fully connected layer of encoder and decoder; the paper takes 256 on sets
     other than 2D Shapes."""
@@ -122,18 +149,25 @@ class TrainConfig:
             option = f"--{one.name.replace('_', '-')}"
             value = _plain(option, one.type, getattr(self, one.name))
             object.__setattr__(self, one.name, value)  # what frozen forbids all others
+            known = get_args(one.type)
+            if get_origin(one.type) is Literal and value not in known:
+                raise UserError(f"{option}: got {value!r}, expected one of {', '.join(known)}")
         optional = () if self.checkpoint_every is None else ("checkpoint_every",)
         for name in _POSITIVE + optional:
             value = getattr(self, name)
             if not value > 0 or not math.isfinite(value):
                 raise UserError(f"--{name.replace('_', '-')}: got {value}, expected more than 0")
-        for name in ("gamma", "beta", "warmup_steps", "mi_weight", "gradient_penalty", "noise_dim"):
+        for name in _NOT_NEGATIVE:
             value = getattr(self, name)
-            if not value >= 0 or not math.isfinite(value):
+            if value is not None and (not value >= 0 or not math.isfinite(value)):
                 raise UserError(f"--{name.replace('_', '-')}: got {value}, expected 0 or more")
         if len(self.conv_channels) != 4 or min(self.conv_channels) < 1:
             raise UserError(
                 f"--conv-channels: got {self.conv_channels}, expected four positive numbers"
+            )
+        if len(self.conv_kernels) != 4 or any(k < 2 or k % 2 for k in self.conv_kernels):
+            raise UserError(
+                f"--conv-kernels: got {self.conv_kernels}, expected four even numbers of at least 2"
             )
         if self.image_size is not None and self.image_size < SMALLEST_IMAGE:
             raise UserError(
@@ -146,10 +180,18 @@ class TrainConfig:
         for pair in self.correlate:
             correlation_of(pair)
         self._check_likelihood(self.objective)
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
+        self._check_owned(getattr(self, "objectives", (self.objective,)))  # those of a study
+
+    def _check_owned(self, objectives: tuple[str, ...]) -> None:
+        for name in _OWNED:
+            value = getattr(self, name)
+            if value == getattr(TrainConfig, name):
+                continue
+            owners = [one for one, objective in OBJECTIVES.items() if objective.takes(name)]
+            if not set(objectives) & set(owners):
                 raise UserError(
-                    f"--{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}"
+                    f"--{name.replace('_', '-')} {value}: {', '.join(objectives)} takes none; leave"
+                    f" it out, or take {' or '.join(owners)}"
                 )
 
     def _check_likelihood(self, objective: str) -> None:
@@ -227,14 +269,22 @@ class StudyConfig(TrainConfig):
     objective: str = field(init=False, default=TrainConfig.objective)
     gamma: float = field(init=False, default=TrainConfig.gamma)
     beta: float = field(init=False, default=TrainConfig.beta)
+    dip_lambda: float = field(init=False, default=TrainConfig.dip_lambda)
+    capacity: float = field(init=False, default=TrainConfig.capacity)
     seed: int = field(init=False, default=TrainConfig.seed)
 
     objectives: tuple[str, ...] = ("factor-vae", "beta-vae")
-    """What to train; objectives other than factor-vae and beta-vae have no weight to vary."""
+    """What to train; vae, infogan and infowgan-gp have no weight to vary."""
     gammas: tuple[float, ...] = (10.0, 20.0, 30.0, 40.0, 50.0, 100.0)
     """Weights of the total correlation, for factor-vae; those of Locatello et al. 2019."""
     betas: tuple[float, ...] = (1.0, 2.0, 4.0, 6.0, 8.0, 16.0)
-    """Weights of the KL, for beta-vae; those of Locatello et al. 2019, from memory."""
+    """Weights of the KL, for beta-vae; those of Locatello et al. 2019."""
+    tc_betas: tuple[float, ...] = (1.0, 2.0, 4.0, 6.0, 8.0, 10.0)
+    """Weights of the total correlation, for beta-tcvae; those of Locatello et al. 2019."""
+    dip_lambdas: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+    """Weights lambda_od, for dip-vae-i and dip-vae-ii; those of Locatello et al. 2019."""
+    capacities: tuple[float, ...] = (5.0, 10.0, 25.0, 50.0, 75.0, 100.0)
+    """Capacities in nats, for annealed-vae; those of Locatello et al. 2019."""
     seeds: int = 5
     """Runs of each setting, with the seeds 0, 1, ..."""
     protocol: str = "kim2018"
@@ -259,13 +309,22 @@ class StudyConfig(TrainConfig):
                 raise UserError(f"--{name}: got {getattr(self, name)}, expected 1 or more")
         for name in self.objectives:
             self._check_likelihood(name)
-        for name in ("objectives", "gammas", "betas"):
+        for name in ("objectives", *GRIDS):
             if not getattr(self, name):
-                raise UserError(f"--{name}: got none, expected one or more")
-        for name in ("gammas", "betas"):
+                raise UserError(f"--{name.replace('_', '-')}: got none, expected one or more")
+        for name in GRIDS:
             for value in getattr(self, name):
                 if not value >= 0 or not math.isfinite(value):
-                    raise UserError(f"--{name}: got {value}, expected 0 or more")
+                    raise UserError(f"--{name.replace('_', '-')}: got {value}, expected 0 or more")
+
+
+#: Settings of a study that hold weights of an objective.
+GRIDS = ("gammas", "betas", "tc_betas", "dip_lambdas", "capacities")
+
+
+def foreign(objective: str) -> tuple[str, ...]:
+    """Return the settings that an objective has no use for, and which are refused with it."""
+    return tuple(name for name in _OWNED if not OBJECTIVES[objective].takes(name))
 
 
 class Correlation(NamedTuple):
@@ -328,22 +387,17 @@ IMAGE_SIZE = 64
 SMALLEST_IMAGE = 16
 
 _POSITIVE = (
-    "steps",
-    "batch_size",
-    "latent_dim",
-    "learning_rate",
-    "disc_learning_rate",
-    "disc_units",
-    "disc_hidden_layers",
-    "hidden_units",
-    "critic_steps",
-    "log_every",
-)
-_CHOICES = {
-    "likelihood": ("bernoulli", "gaussian"),
-    "device": ("auto", "cpu", "cuda"),
-    "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
-}
+    "steps", "batch_size", "latent_dim", "learning_rate", "disc_learning_rate", "disc_units",
+    "disc_hidden_layers", "hidden_units", "critic_steps", "log_every",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "gamma", "beta", "warmup_steps", "mi_weight", "gradient_penalty", "noise_dim", "dip_lambda",
+    "dip_ratio", "capacity", "capacity_steps", "capacity_weight",
+)  # fmt: skip
+# Refused with objectives that have no use for them.
+_OWNED = (
+    "tc_sampling", "dip_lambda", "dip_ratio", "capacity", "capacity_steps", "capacity_weight",
+)  # fmt: skip
 
 
 class LossScale(NamedTuple):
@@ -360,3 +414,27 @@ VAE_BETAS = (0.9, 0.999)
 DISC_BETAS = (0.5, 0.9)
 #: Adam's betas of both players: Chen et al. 2016 (the first; their code), Gulrajani et al. 2017.
 GAN_BETAS = {"infogan": (0.5, 0.999), "infowgan-gp": (0.5, 0.9)}
+#: lambda_d / lambda_od where --dip-ratio is None: Kumar et al. 2018.
+DIP_RATIOS = {"dip-vae-i": 10.0, "dip-vae-ii": 1.0}
+
+# The models of Locatello et al. 2019.
+_LOCATELLO2019: dict[str, Any] = {
+    "steps": 300_000, "batch_size": 64, "shuffle": "same", "latent_dim": 10,
+    "likelihood": "bernoulli", "learning_rate": 1e-4, "disc_learning_rate": 1e-4,
+    "disc_units": 1000, "disc_hidden_layers": 6, "conv_channels": (32, 32, 64, 64),
+    "conv_kernels": (4, 4, 2, 2), "hidden_units": 256,
+}  # fmt: skip
+#: What --recipe takes: values of several settings.
+RECIPES: dict[str, dict[str, Any]] = {
+    "kim2018": {name: getattr(TrainConfig, name) for name in _LOCATELLO2019},
+    "locatello2019": _LOCATELLO2019,
+}
+#: What --preset of a study takes: its grid, and the settings of its runs.
+PRESETS: dict[str, dict[str, Any]] = {
+    "locatello2019": _LOCATELLO2019 | {
+        "objectives": (
+            "beta-vae", "factor-vae", "beta-tcvae", "dip-vae-i", "dip-vae-ii", "annealed-vae",
+        ),
+        "seeds": 50, "protocol": "locatello2019",
+    } | {name: getattr(StudyConfig, name) for name in GRIDS},
+}  # fmt: skip

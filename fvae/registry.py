@@ -33,10 +33,15 @@ class Objective:
         weight: the setting that weighs the varied term, such as "gamma"; None where there is none.
         grid: the option of a study that holds its weights, such as "gammas"; None where a study
             does not vary it.
-        batches: batches of images that a step draws.
+        warmup: the setting that holds the steps over which the weight grows from 0.
+        settings: further settings that ``terms`` takes, as keyword arguments of their names.
+        counts: whether ``terms`` takes ``dataset_size=``, the number of the data set's images.
+        batches: batches of images that ``terms`` takes; a step draws one, and gives it twice, where
+            ``--shuffle`` is "same".
         discriminator: whether a discriminator is trained beside the VAE.
         stacks: whether runs of several seeds and weights can share a step.
-        distributes: whether every term is a mean over the batch, so that processes can share it.
+        distributes: whether processes can share a batch: every term is a mean over it, or is
+            computed of the rows that ``draws.gather`` brings together.
         trainer: ``trainer(config, store, world)`` returns what makes its steps; None is
             :class:`fvae.training.trainer.Trainer`.
         model: ``model(config, image_channels)`` returns an untrained model to load a run's weights
@@ -51,6 +56,9 @@ class Objective:
     terms: Callable[..., Any] | None = None
     weight: str | None = None
     grid: str | None = None
+    warmup: str = "warmup_steps"
+    settings: tuple[str, ...] = ()
+    counts: bool = False
     batches: int = 1
     discriminator: bool = False
     stacks: bool = True
@@ -66,6 +74,11 @@ class Objective:
             raise ValueError(f"objective {self.name!r}: has neither terms nor a trainer")
         if self.grid and not self.weight:
             raise ValueError(f"objective {self.name!r}: grid {self.grid!r} needs a weight")
+
+    def takes(self, setting: str) -> bool:
+        """Return whether a setting is one of this objective's own."""
+        growth = self.warmup if self.weight else None
+        return setting in (self.weight, growth, *self.settings)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fvae import philox
 from fvae.config import IMAGE_SIZE, TrainConfig
-from fvae.models.vae import LEAKY_SLOPE, check_images, initialised, mirror, sizes
+from fvae.models.vae import LEAKY_SLOPE, check_images, convolution, initialised, mirror, sizes
 from fvae.philox import Philox, Stream
 
 
@@ -42,7 +42,7 @@ class Codes:
 class Critic(nn.Module):
     """Score and Q(c|x) of an image on one trunk, shaped like the VAE's encoder.
 
-    Four 4 x 4 convolutions of stride 2 and a fully connected layer, each with leaky ReLU of slope
+    Four convolutions of stride 2 and a fully connected layer, each with leaky ReLU of slope
     0.2; on top two linear heads: a score (a logit for InfoGAN), and the parameters of Q.
 
     Args:
@@ -51,6 +51,7 @@ class Critic(nn.Module):
         conv_channels: channels of the four convolutions.
         hidden_units: units of the fully connected layer.
         image_size: S, height and width of the images in pixels, at least 16.
+        conv_kernels: sides of the four kernels, even numbers.
     """
 
     def __init__(
@@ -60,12 +61,14 @@ class Critic(nn.Module):
         conv_channels: Sequence[int],
         hidden_units: int,
         image_size: int = IMAGE_SIZE,
+        conv_kernels: Sequence[int] = TrainConfig.conv_kernels,
     ) -> None:
         super().__init__()
         c = [image_channels, *conv_channels]
         layers: list[nn.Module] = []
         for i in range(4):
-            layers += [nn.Conv2d(c[i], c[i + 1], 4, 2, 1), nn.LeakyReLU(LEAKY_SLOPE, inplace=True)]
+            layers.append(convolution(c[i], c[i + 1], conv_kernels[i]))
+            layers.append(nn.LeakyReLU(LEAKY_SLOPE, inplace=True))
         layers += [nn.Flatten(), nn.Linear(c[4] * sizes(image_size)[4] ** 2, hidden_units)]
         self.trunk = nn.Sequential(*layers, nn.LeakyReLU(LEAKY_SLOPE, inplace=True))
         self.score = nn.Linear(hidden_units, 1)
@@ -87,6 +90,7 @@ class InfoGAN(nn.Module):
         conv_channels: channels of the trunk's four convolutions; the generator mirrors them.
         hidden_units: units of the fully connected layer of both.
         image_size: S, height and width of the images in pixels, at least 16.
+        conv_kernels: sides of the trunk's four kernels, even numbers; the generator's are 4.
 
     Source: Chen et al. 2016; shapes of Kim & Mnih 2018, appendix A.
     """
@@ -105,6 +109,7 @@ class InfoGAN(nn.Module):
         conv_channels: Sequence[int],
         hidden_units: int,
         image_size: int = IMAGE_SIZE,
+        conv_kernels: Sequence[int] = TrainConfig.conv_kernels,
     ) -> None:
         super().__init__()
         self.latent_dim, self.noise_dim = latent_dim, noise_dim
@@ -123,7 +128,9 @@ class InfoGAN(nn.Module):
             *layers,
         )
         q_outputs = 2 * latent_dim + sum(self.categorical_sizes)
-        self.critic = Critic(image_channels, q_outputs, conv_channels, hidden_units, image_size)
+        self.critic = Critic(
+            image_channels, q_outputs, conv_channels, hidden_units, image_size, conv_kernels
+        )
 
     def draw(self, count: int, rng: Philox) -> Codes:
         """Draw codes and noise from their priors; row b takes the b-th run of words."""
@@ -226,4 +233,5 @@ def build(config: TrainConfig, image_channels: int) -> InfoGAN:
             config.conv_channels,
             config.hidden_units,
             config.image_size or IMAGE_SIZE,
+            config.conv_kernels,
         )

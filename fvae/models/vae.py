@@ -59,6 +59,11 @@ def mirror(i: int, channels: Sequence[int], side: int) -> ConvTranspose2d:
     return ConvTranspose2d(channels[i], channels[i - 1], 4, 2, 1, sizes(side)[i - 1] % 2)
 
 
+def convolution(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
+    """A convolution that halves the side, rounding down; its kernel's side is an even number."""
+    return nn.Conv2d(inputs, outputs, kernel, 2, kernel // 2 - 1)
+
+
 def check_images(x: Tensor, image_shape: tuple[int, int, int]) -> None:
     """Check that images are of the shape that a network was made for.
 
@@ -73,8 +78,8 @@ def check_images(x: Tensor, image_shape: tuple[int, int, int]) -> None:
 class VAE(nn.Module):
     """Encoder q(z|x) and decoder p(x|z), whose pixels are Bernoulli or Gaussian of variance 1.
 
-    Four 4 x 4 convolutions of stride 2 and a fully connected layer with ReLU, then 2 d outputs;
-    the decoder mirrors them.
+    Four convolutions of stride 2 and a fully connected layer with ReLU, then 2 d outputs; the
+    decoder mirrors them with 4 x 4 kernels.
 
     Args:
         image_channels: C.
@@ -83,6 +88,7 @@ class VAE(nn.Module):
         hidden_units: units of the fully connected layer.
         image_size: S, height and width of the images in pixels, at least 16.
         likelihood: "bernoulli" or "gaussian".
+        conv_kernels: sides of the encoder's four kernels, even numbers.
 
     Source: Kim & Mnih 2018, appendix A.
     """
@@ -100,6 +106,7 @@ class VAE(nn.Module):
         hidden_units: int = 128,
         image_size: int = IMAGE_SIZE,
         likelihood: str = TrainConfig.likelihood,
+        conv_kernels: Sequence[int] = TrainConfig.conv_kernels,
     ) -> None:
         super().__init__()
         self.latent_dim, self.likelihood = latent_dim, likelihood
@@ -108,7 +115,7 @@ class VAE(nn.Module):
         encoder: list[nn.Module] = []
         decoder: list[nn.Module] = []
         for i in range(4):
-            encoder += [nn.Conv2d(c[i], c[i + 1], 4, 2, 1), nn.ReLU(inplace=True)]
+            encoder += [convolution(c[i], c[i + 1], conv_kernels[i]), nn.ReLU(inplace=True)]
             decoder += [nn.ReLU(inplace=True), mirror(4 - i, c, image_size)]
         last = sizes(image_size)[4]
         flat = c[4] * last * last
@@ -237,6 +244,7 @@ def build(
             config.hidden_units,
             config.image_size or IMAGE_SIZE,
             config.likelihood,
+            config.conv_kernels,
         )
         if not discriminator:
             return vae, None

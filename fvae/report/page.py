@@ -13,6 +13,9 @@ import matplotlib.pyplot as plt  # noqa: E402
 # Names are data: a dollar in one starts no formula.
 matplotlib.rcParams["text.parse_math"] = False
 
+#: Nats from which on a curve is not drawn with the line of 0, which would flatten it: beta-tcvae's.
+FAR = 10.0
+
 
 def page(name: str, subtitle: str, sections: Iterable[tuple[str, str]]) -> str:
     """Return a page of HTML.

@@ -20,7 +20,7 @@ from fvae.models.infogan import InfoGAN
 from fvae.models.vae import VAE
 from fvae.philox import Philox, Stream
 from fvae.registry import METRICS
-from fvae.report.page import drawable, page, picture, plt, png_of, table
+from fvae.report.page import FAR, drawable, page, picture, plt, png_of, table
 from fvae.report.scores import is_of, read_scores
 from fvae.report.terminal import ceiling
 from fvae.training import checkpoint, run_data
@@ -42,7 +42,11 @@ _CURVES = {
     "gradient_penalty": "gradient penalty",
     "disc_loss": "discriminator loss (nats)",
     "generator_loss": "generator loss",
-    "mi": "mutual information bound (nats)",
+    "mi": "mutual information (nats)",
+    "dim_kl": "dimension-wise KL (nats)",
+    "cov_off": "covariances, squared",
+    "cov_diag": "(variances - 1), squared",
+    "gap": "|KL - capacity| (nats)",
 }
 _NOT_DRAWN = ("seconds", "weight", "loss", "disc_accuracy", "critic_loss")
 
@@ -201,7 +205,7 @@ def _curves_figure(log: list[dict]) -> plt.Figure:
         axis.spines[["top", "right"]].set_visible(False)
         if name == "recon" and max(values) > 4 * min(values) > 0:
             axis.set_yscale("log")
-        if name in ("tc", "mi"):
+        if name in ("tc", "mi") and min(values) < FAR:
             axis.axhline(0, color="gray", linewidth=0.8)
     figure.tight_layout()
     return figure

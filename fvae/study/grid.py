@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Any
 
-from fvae.config import StudyConfig, TrainConfig
+from fvae.config import StudyConfig, TrainConfig, foreign
 from fvae.registry import OBJECTIVES
 
 #: Settings that the grid gives to each run.
-OF_A_RUN = ("objective", "gamma", "beta", "seed")
+OF_A_RUN = tuple(f.name for f in dataclasses.fields(StudyConfig) if not f.init)
 
 
 def setting_of(config: TrainConfig) -> str:
@@ -34,12 +34,12 @@ def expand(config: StudyConfig) -> dict[str, TrainConfig]:
     }
     runs = {}
     for name in config.objectives:
-        objective = OBJECTIVES[name]
+        objective, useless = OBJECTIVES[name], foreign(name)
         for weight in getattr(config, objective.grid) if objective.grid else (None,):
             for seed in range(config.seeds):
-                varied: dict[str, Any] = {}
+                fitting = {n: v for n, v in common.items() if n not in useless}
                 if objective.grid and objective.weight:
-                    varied[objective.weight] = weight
-                run = TrainConfig(**common, objective=name, seed=seed, **varied)
+                    fitting[objective.weight] = weight
+                run = TrainConfig(**fitting, objective=name, seed=seed)
                 runs[f"{setting_of(run)}-seed{seed}"] = run
     return runs

@@ -11,7 +11,7 @@ import numpy as np
 from fvae.config import TrainConfig
 from fvae.files import encoded, write_atomically
 from fvae.registry import METRICS, OBJECTIVES
-from fvae.report.page import page, picture, plt, png_of, table
+from fvae.report.page import FAR, page, picture, plt, png_of, table
 from fvae.report.scores import scores_of
 from fvae.report.terminal import ceiling
 from fvae.study.grid import setting_of, weight_of
@@ -22,7 +22,9 @@ PAGE_NAME = "study.html"
 RESULTS_NAME = "results.csv"
 
 _LOSSES = ("recon", "kl", "tc")
-_COLOURS = ("#2a6fbb", "#d9822b", "#3a9a5b", "#9a4fb0", "#b03a48")
+_COLOURS = (
+    "#2a6fbb", "#d9822b", "#3a9a5b", "#9a4fb0", "#b03a48", "#6b7a8f", "#a08a1f", "#2a9d9d",
+)  # fmt: skip
 
 Rows = list[dict]
 
@@ -181,12 +183,12 @@ def _scatter(axis: plt.Axes, groups: dict[str, Rows], name: str) -> None:
     axis.margins(0.08)
 
 
-def _explained() -> str:
-    weights = [f"{o.weight} ({name})" for name, o in OBJECTIVES.items() if o.grid]
+def _explained(groups: dict[str, Rows]) -> str:
+    weights = [f"{OBJECTIVES[o].weight} ({o})" for o in _colours(groups) if OBJECTIVES[o].grid]
+    beside = f"; numbers beside the points are {html.escape(' and '.join(weights))}"
     return (
-        "<p>Mean and standard deviation over the seeds; numbers beside the points are"
-        f" {html.escape(' and '.join(weights))}. Reconstruction error is the mean over the last"
-        " logged interval of training.</p>"
+        f"<p>Mean and standard deviation over the seeds{beside if weights else ''}. Reconstruction"
+        " error is the mean over the last logged interval of training.</p>"
     )
 
 
@@ -195,7 +197,7 @@ def _trade_off(groups: dict[str, Rows], protocol: str) -> str:
     _scatter(axis, groups, "factor_vae")
     axis.set_ylabel(f"FactorVAE score ({protocol})", fontsize=9)
     axis.legend(fontsize=8, frameon=False)
-    return _explained() + picture(png_of(figure))
+    return _explained(groups) + picture(png_of(figure))
 
 
 def _without_scores(groups: dict[str, Rows]) -> str:
@@ -209,7 +211,7 @@ def _without_scores(groups: dict[str, Rows]) -> str:
         axis.set_ylabel(title, fontsize=9)
     axes[0, 0].legend(fontsize=8, frameon=False)
     figure.tight_layout()
-    return _explained() + picture(png_of(figure))
+    return _explained(groups) + picture(png_of(figure))
 
 
 def _tc_curves(out: Path, groups: dict[str, Rows]) -> str:
@@ -217,9 +219,30 @@ def _tc_curves(out: Path, groups: dict[str, Rows]) -> str:
     shown = {s: rows for s, rows in groups.items() if all(row["tc"] != "" for row in rows)}
     if not shown:
         return ""
-    figure, axis = plt.subplots(figsize=(7.2, 3.6))
-    colours = plt.cm.viridis(np.linspace(0, 0.8, len(shown)))
-    for (setting, rows), colour in zip(shown.items(), colours, strict=True):
+    objectives = _colours(shown)
+    # One panel each: a discriminator and a batch estimate on scales of their own.
+    size = (7.2, 3.6 * len(objectives))
+    figure, axes = plt.subplots(len(objectives), 1, figsize=size, squeeze=False)
+    for objective, axis in zip(objectives, axes[:, 0], strict=True):
+        _draw_tc(axis, out, {s: r for s, r in shown.items() if r[0]["objective"] == objective})
+        if len(objectives) > 1:
+            axis.set_title(objective, fontsize=9)
+    figure.tight_layout()
+    note = (
+        "<p>The estimate that training logs: mean over the seeds, and their range. Objectives"
+        " without one are not shown."
+    )
+    if "beta-tcvae" in objectives:
+        note += (
+            " That of beta-tcvae is a batch's: with weighted sampling it is (d - 1) log N above the"
+            " batch's own mixture, of d dimensions and N images."
+        )
+    return f"{note}</p>" + picture(png_of(figure))
+
+
+def _draw_tc(axis: plt.Axes, out: Path, groups: dict[str, Rows]) -> None:
+    colours = plt.cm.viridis(np.linspace(0, 0.8, len(groups)))
+    for (setting, rows), colour in zip(groups.items(), colours, strict=True):
         lines = [log.read(out / "runs" / row["run"]) for row in rows]
         logs = [{line["step"]: line["tc"] for line in some if "tc" in line} for some in lines]
         # --log-every may have changed between two calls: compare what all seeds have.
@@ -227,18 +250,14 @@ def _tc_curves(out: Path, groups: dict[str, Rows]) -> str:
         tc = np.array([[by_step[step] for step in steps] for by_step in logs])
         axis.plot(steps, tc.mean(0), color=colour, label=setting, linewidth=1.2)
         axis.fill_between(steps, tc.min(0), tc.max(0), color=colour, alpha=0.2, linewidth=0)
-    axis.axhline(0, color="gray", linewidth=0.8)
+    if axis.get_ylim()[0] < FAR:
+        axis.axhline(0, color="gray", linewidth=0.8)
     axis.set_xlabel("step", fontsize=9)
     axis.set_ylabel("total correlation (nats)", fontsize=9)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8, frameon=False, ncols=2)
-    note = (
-        "<p>The estimate that training logs: mean over the seeds, and their range. Objectives"
-        " without one are not shown.</p>"
-    )
-    return note + picture(png_of(figure))
 
 
 # --- tables --------------------------------------------------------------------------------------

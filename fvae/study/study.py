@@ -10,7 +10,7 @@ import msgspec
 import torch
 
 from fvae import data, evaluate
-from fvae.config import LATER, StudyConfig, TrainConfig
+from fvae.config import GRIDS, LATER, StudyConfig, TrainConfig
 from fvae.errors import UserError, warn
 from fvae.files import locked, write_atomically
 from fvae.study import page as study_page
@@ -35,7 +35,7 @@ from fvae.training.trainer import make_trainer
 STUDY_NAME = "study.json"
 LOG_NAME = "workers.log"
 
-_GRID = ("objectives", "gammas", "betas", "seeds")
+_GRID = ("objectives", "seeds", *GRIDS)
 #: Settings that change nothing about a result, so that they may change from call to call; that the
 #: data are the same is checked by their fingerprint.
 _FREE = (
@@ -72,7 +72,8 @@ def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
     else:
         _check_free(out)
         store = data.load(**run_data.where(config), progress=show_progress)
-        make_trainer(next(iter(expand(config).values())), store)  # refuse what cannot train
+        for run in {c.objective: c for c in expand(config).values()}.values():
+            make_trainer(run, store)  # refuse what cannot train
         if store.labels is not None:  # or cannot be scored
             names = evaluate.chosen(config.metrics, config.protocol, store)
             evaluate.rows_of(evaluate.factors_of(store)[0], config.protocol, names=names)
@@ -256,8 +257,12 @@ def _check_free(out: Path) -> None:
 
 
 def _check_same(kept: dict, given: dict, out: Path) -> None:
+    defaults = _settings(StudyConfig())
     for name, value in given.items():
-        old, option = kept.get(name, value), "--" + name.replace("_", "-")
+        # What is now the default was the rule before there was such a setting, but for what was not
+        # one at all: a grid of another objective, or the size that the data have.
+        then = value if name in (*_GRID, "image_size") else defaults[name]
+        old, option = kept.get(name, then), "--" + name.replace("_", "-")
         shown = " ".join(map(str, old)) if isinstance(old, list) else old
         if name in _FREE or value == old:
             continue

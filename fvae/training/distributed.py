@@ -2,7 +2,8 @@
 
 ``config.batch_size`` is the global batch; process r of n trains on rows ``r B/n .. (r + 1) B/n`` of
 it, and DistributedDataParallel averages the gradients. Every loss term is a mean over the batch, so
-the average of the shards' gradients is the gradient of the global batch. Random numbers are drawn
+the average of the shards' gradients is the gradient of the global batch; a term that is no mean is
+computed of all its rows (:meth:`World.gather`) in every process. Random numbers are drawn
 for the global batch and each process takes its rows, so a run is the same run on any number of
 processes, up to the order of sums.
 """
@@ -36,7 +37,7 @@ class World:
     """The processes of one run; in a world of one every method returns at once.
 
     Its :meth:`reparameterize` and :meth:`permute_dims` stand in for those of :mod:`fvae.ops` where
-    the batch is a shard.
+    the batch is a shard, and :meth:`gather` gives terms that are no mean over it all of its rows.
 
     Args:
         rank: of this process, 0 to size - 1. Process 0 alone writes and prints.
@@ -102,6 +103,26 @@ class World:
         z, kl = ops.reparameterize(F.pad(mu, others), F.pad(logvar, others), rng, backend)
         return z[self.rank * n : (self.rank + 1) * n], kl * self.size
 
+    def gather(self, x: Tensor) -> Tensor:
+        """The rows of the global batch, the same numbers in every process.
+
+        The gradient reaches this process's rows ``size``-fold: a term of the whole batch is in the
+        loss of every process, and DistributedDataParallel takes the mean of what each makes of it.
+
+        Args:
+            x: this process's rows, ``[B / size, ...]``; with one process of any shape.
+
+        Returns:
+            ``[B, ...]``.
+        """
+        if self.size == 1:
+            return x
+        own = x.detach().contiguous()
+        shards = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(shards, own)
+        shards[self.rank] = own + self.size * (x - x.detach())
+        return torch.cat(shards)
+
     def permute_dims(self, z: Tensor, rng: Philox, backend: str | None = None) -> Tensor:
         """This process's rows of :func:`fvae.ops.permute_dims` of the global batch.
 
@@ -115,9 +136,8 @@ class World:
         """
         if self.size == 1:
             return ops.permute_dims(z, rng, backend)
-        shards = [torch.empty_like(z) for _ in range(self.size)]
-        dist.all_gather(shards, z.detach())
-        return ops.permute_dims(torch.cat(shards), rng, backend).chunk(self.size)[self.rank]
+        whole = self.gather(z.detach())
+        return ops.permute_dims(whole, rng, backend).chunk(self.size)[self.rank]
 
     # --- the loop ---------------------------------------------------------------------------
 

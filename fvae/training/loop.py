@@ -31,7 +31,10 @@ Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | signal.Handl
 _Config = TypeVar("_Config", bound=TrainConfig)
 
 #: Terms that the progress line and the report's summary show, where a run has them.
-HEADLINES = ("recon", "kl", "tc", "disc_accuracy", "wasserstein", "gradient_penalty", "mi")
+HEADLINES = (
+    "recon", "kl", "tc", "disc_accuracy", "cov_off", "cov_diag", "gap", "wasserstein",
+    "gradient_penalty", "mi",
+)  # fmt: skip
 
 
 def check_free(run: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from fvae.config import TrainConfig
 from fvae.errors import UserError
 from fvae.registry import OBJECTIVES
+from fvae.training.objectives import drawn
 
 _FLOAT = 4  # bytes
 
@@ -19,7 +20,8 @@ def weights(config: TrainConfig, channels: int) -> int:
     side = (config.image_size or 64) // 16
     flat, d = config.conv_channels[3] * side * side, config.latent_dim
     c = [channels, *config.conv_channels]
-    total = 2 * sum(16 * a * b for a, b in zip(c[:-1], c[1:], strict=True))
+    each = zip(c[:-1], c[1:], config.conv_kernels, strict=True)
+    total = sum((16 + k * k) * a * b for a, b, k in each)  # the decoder's kernels are 4 x 4
     total += config.hidden_units * (2 * flat + 3 * d)
     if OBJECTIVES[config.objective].discriminator:
         units, layers = config.disc_units, config.disc_hidden_layers
@@ -34,7 +36,7 @@ def bytes_an_image(config: TrainConfig, channels: int) -> int:
     for c in config.conv_channels:
         side //= 2
         halves += c * side * side
-    numbers = objective.batches * (images + halves) + (images + halves)
+    numbers = drawn(config) * (images + halves) + (images + halves)
     numbers += 3 * (2 * config.hidden_units + 4 * config.latent_dim)
     if objective.discriminator:
         numbers += 2 * config.disc_units * config.disc_hidden_layers

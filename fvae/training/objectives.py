@@ -6,13 +6,14 @@ are float32. With the networks of :mod:`fvae.models.stacked`, images and terms l
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fvae import ops
 from fvae.config import TrainConfig
+from fvae.errors import UserError
 from fvae.philox import Philox
 from fvae.registry import OBJECTIVES
 from fvae.training.two_players import two_players
@@ -47,7 +48,7 @@ class Draws(Protocol):
         """See :func:`fvae.ops.permute_dims`."""
 
 
-def _elbo_terms(
+def elbo_terms(
     model: EncoderDecoder,
     x: Tensor,
     code: Code,
@@ -56,6 +57,7 @@ def _elbo_terms(
     backend: str | None,
     draws: Draws,
 ) -> tuple[Terms, Tensor]:
+    """recon, kl and kl_dims of a batch of codes, and z."""
     mu, logvar = code
     z, kl_dims = draws.reparameterize(mu, logvar, rng, backend)
     recon = model.nll(model.decode(z), x if target is None else target, backend)
@@ -89,7 +91,7 @@ def beta_vae(
 
     Source: Higgins et al. 2017, equation 4.
     """
-    terms, _ = _elbo_terms(model, x, model.encode(x), target, rng, backend, draws)
+    terms, _ = elbo_terms(model, x, model.encode(x), target, rng, backend, draws)
     return {"loss": terms["recon"] + weight * terms["kl"], **terms}
 
 
@@ -113,7 +115,8 @@ def factor_vae(
         model: encoder and decoder.
         discriminator: from codes to two logits; 0 is "drawn from q(z)", 1 is "permuted".
         x: images in 0..1, ``[B, C, S, S]``, whose codes are class 0.
-        x_second: a second batch; its codes, permuted, are class 1.
+        x_second: a second batch; its codes, permuted, are class 1. Given x itself, these are the
+            very codes of x.
         weight: gamma.
         rng: noise and permutations of the step.
         backend: backend of the ops.
@@ -128,21 +131,23 @@ def factor_vae(
     Source: Kim & Mnih 2018, Algorithm 2.
     """
     first, second = _encode_both(model, x, x_second)
-    terms, z = _elbo_terms(model, x, first, target, rng, backend, draws)
+    terms, z = elbo_terms(model, x, first, target, rng, backend, draws)
     with torch.no_grad():
-        z_second, _ = draws.reparameterize(*second, rng.at_lane(1), backend)
-        z_perm = draws.permute_dims(z_second, rng, backend)
+        other = draws.reparameterize(*second, rng.at_lane(1), backend)[0] if second else z
+        z_perm = draws.permute_dims(other, rng, backend)
     tc, disc_loss, accuracy = two_players(discriminator, z, z_perm, backend)
     loss = terms["recon"] + terms["kl"] + weight * tc + disc_loss
     return {"loss": loss, **terms, "tc": tc, "disc_loss": disc_loss, "disc_accuracy": accuracy}
 
 
-def _encode_both(model: EncoderDecoder, x: Tensor, x_second: Tensor) -> tuple[Code, Code]:
-    """Codes of both batches; those of the second have no gradient.
+def _encode_both(model: EncoderDecoder, x: Tensor, x_second: Tensor) -> tuple[Code, Code | None]:
+    """Codes of both batches, None where the second is the first; the second's have no gradient.
 
     On a GPU in one pass: a step of a usual batch waits for launches, not for arithmetic, and the
     zeros that then flow back through the second batch cost less than launching every layer twice.
     """
+    if x_second is x:
+        return model.encode(x), None
     if x.device.type == "cuda":
         both = model.encode(torch.cat((x, x_second), dim=-4))
         (mu, mu_second), (logvar, logvar_second) = (part.chunk(2, dim=-2) for part in both)
@@ -152,10 +157,38 @@ def _encode_both(model: EncoderDecoder, x: Tensor, x_second: Tensor) -> tuple[Co
         return first, model.encode(x_second)
 
 
+def drawn(config: TrainConfig) -> int:
+    """Return how many batches a step draws."""
+    return 1 if config.shuffle == "same" else OBJECTIVES[config.objective].batches
+
+
+def constants(config: TrainConfig, images: int) -> dict[str, Any]:
+    """Return the keyword arguments of the objective's terms.
+
+    Args:
+        config: the run's settings.
+        images: N of the data set.
+
+    Raises:
+        UserError: the batch cannot stand for the data set as the settings ask for.
+    """
+    objective, others = OBJECTIVES[config.objective], config.batch_size - 1
+    if "tc_sampling" in objective.settings and config.tc_sampling == "stratified":
+        if not 1 <= others <= images:
+            raise UserError(
+                f"--tc-sampling stratified: --batch-size {config.batch_size} and {images} images,"
+                f" expected a batch of 2 to {images + 1}; or take weighted"
+            )
+    kept = {name: getattr(config, name) for name in objective.settings}
+    return kept | ({"dataset_size": images} if objective.counts else {})
+
+
 def weight_of(config: TrainConfig) -> tuple[float, int]:
-    """Return the weight of the objective's varied term, and the steps of its warm-up."""
-    name = OBJECTIVES[config.objective].weight
-    return (getattr(config, name), config.warmup_steps) if name else (1.0, 0)
+    """Return the weight of the objective's varied term, and the steps over which it grows."""
+    objective = OBJECTIVES[config.objective]
+    if objective.weight is None:
+        return 1.0, 0
+    return getattr(config, objective.weight), getattr(config, objective.warmup)
 
 
 def weight_at(value: float, warmup_steps: int) -> Callable[[int | Tensor], float | Tensor]:

@@ -25,7 +25,7 @@ from fvae.errors import UserError
 from fvae.models import vae as nets
 from fvae.models.stacked import StackedVAE, stack
 from fvae.philox import Philox
-from fvae.registry import OBJECTIVES
+from fvae.registry import OBJECTIVES, Objective
 from fvae.training import checkpoint, log, loop, objectives, run_data
 from fvae.training.means import Means
 from fvae.training.scaling import LossScale
@@ -37,21 +37,28 @@ _SHARED = "rng.step"
 # Adam's count of a model's updates, which in float16 may leave some out.
 _UPDATES = "optimizer.step."
 
-# Settings that each model may have of its own.
-_OWN = ("seed", "gamma", "beta", "warmup_steps")
+
+def _own(objective: Objective) -> list[str]:
+    """Settings that each model of an objective may have of its own: seed, weights and warm-ups."""
+    names = {"seed": None}
+    for one in OBJECTIVES.values():
+        if one.stacks and one.weight:
+            names |= {one.weight: None, one.warmup: None}
+    return [name for name in names if name not in objective.settings]
 
 
 def stackable(a: TrainConfig, b: TrainConfig) -> bool:
     """Return whether two runs can train in one step.
 
-    They may differ in seed, gamma, beta and warmup_steps; objectives of the same terms, as vae and
-    beta-vae, go together. The learning rates are those of one fused Adam, so they are equal.
+    They may differ in seed, weight and warm-up; objectives of the same terms, as vae and beta-vae,
+    go together. The learning rates are those of one fused Adam, so they are equal.
     """
+    own = _own(OBJECTIVES[a.objective])
 
     def shape(config: TrainConfig) -> dict:
         fields = dataclasses.asdict(config)
         fields["objective"] = OBJECTIVES[config.objective].terms
-        return {name: value for name, value in fields.items() if name not in _OWN}
+        return {name: value for name, value in fields.items() if name not in own}
 
     return OBJECTIVES[a.objective].stacks and shape(a) == shape(b)
 
@@ -77,7 +84,8 @@ class StackedTrainer(Trainer):
             if not stackable(configs[0], config):
                 raise UserError(
                     f"runs of seeds {configs[0].seed} and {config.seed} cannot train in one step:"
-                    f" they differ in more than {', '.join(_OWN)}; train each alone"
+                    f" they differ in more than {', '.join(_own(OBJECTIVES[config.objective]))};"
+                    " train each alone"
                 )
         self.configs, self.group = configs, group
         super().__init__(configs[0], store)

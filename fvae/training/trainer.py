@@ -52,6 +52,7 @@ class Trainer:
         self.step_count = 0
         groups, gpu = self._build(store.image_shape[0]), self.device.type == "cuda"
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=gpu)
+        self.constants = objectives.constants(config, len(store))
         self.graph = StepGraph() if gpu and config.graph and self.world.size == 1 else None
         self.weight_at = objectives.weight_at(*objectives.weight_of(config))
         self.scale = LossScale(self.device) if config.precision == "fp16" else None
@@ -122,7 +123,7 @@ class Trainer:
 
     def _step(self) -> objectives.Terms:
         config, gpu = self.config, self.device.type == "cuda"
-        batches = self.objective.batches
+        batches = objectives.drawn(config)
         x, indices = ops.gather_batch(
             self.store,
             batches * config.batch_size,
@@ -177,12 +178,12 @@ class Trainer:
 
     def _terms(self, x: Tensor, weight: Tensor | float, target: Tensor | None) -> objectives.Terms:
         networks = [self.vae] + ([self.discriminator] if self.discriminator else [])
-        batches = self._laid_out(x).chunk(self.objective.batches, dim=-4)
+        drawn = objectives.drawn(self.config)
+        batches = self._laid_out(x).chunk(drawn, dim=-4) * (self.objective.batches // drawn)
         terms_of = self.objective.terms
         assert terms_of is not None, "an objective without terms has a trainer of its own"
-        return terms_of(
-            *networks, *batches, weight, self.rng, self.config.backend, target, self.world
-        )
+        rest = (weight, self.rng, self.config.backend, target, self.world)
+        return terms_of(*networks, *batches, *rest, **self.constants)
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last)

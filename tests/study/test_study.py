@@ -26,7 +26,7 @@ from fvae.errors import UserError
 from fvae.study import plan as study_plan
 from fvae.study import study
 from fvae.study import work as study_work
-from fvae.study.grid import expand, setting_of
+from fvae.study.grid import OF_A_RUN, expand, setting_of
 from fvae.study.work import Stop, steps_done
 from fvae.training import loop
 from fvae.training.trainer import Trainer
@@ -35,7 +35,7 @@ _WRITE_REPORT = report.write_report
 _COMMON = {
     f.name: getattr(SMALL, f.name)
     for f in dataclasses.fields(TrainConfig)
-    if f.name not in ("objective", "gamma", "beta", "seed")
+    if f.name not in OF_A_RUN
 }
 
 

@@ -30,7 +30,10 @@ SMALL = TrainConfig(
     graph=False, **NETS,
 )  # fmt: skip
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-OBJECTIVES = ("vae", "beta-vae", "factor-vae", "infogan", "infowgan-gp")
+OBJECTIVES = (
+    "vae", "beta-vae", "factor-vae", "beta-tcvae", "dip-vae-i", "dip-vae-ii", "annealed-vae",
+    "infogan", "infowgan-gp",
+)  # fmt: skip
 
 
 class DeviceTraffic(HostTraffic):
@@ -142,6 +145,10 @@ def main():
                 settings = {"kind": kind, "precision": precision, "backend": backend}
                 settings["correlate"] = CORRELATED.get(kind, ())
                 print(json.dumps(step(likelihood=likelihood, **settings)))
+        stratified = {"objective": "beta-tcvae", "tc_sampling": "stratified"}
+        for settings in (stratified, {"objective": "factor-vae", "shuffle": "same"}):
+            for models in (1, 3):
+                print(json.dumps(step(models, precision="bf16", **settings)))
         with DeviceTraffic() as traffic:
             torch.tensor([1.0, 2.0], device="cuda") + torch.ones(2).to("cuda")
         print(json.dumps({"probe": traffic.found}))

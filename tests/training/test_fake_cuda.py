@@ -34,9 +34,9 @@ def steps(lines):
 
 
 def test_no_step_touches_the_host(steps):
-    # Five objectives, four precisions, two backends; three of the objectives stacked, too. Four
-    # kinds of store, two likelihoods, two halves, two backends.
-    assert len(steps) == (5 + 3) * 4 * 2 + 4 * 2 * 2 * 2
+    # Nine objectives, four precisions, two backends; seven of the objectives stacked, too. Four
+    # kinds of store, two likelihoods, two halves, two backends. Two settings, stacked or not.
+    assert len(steps) == (9 + 7) * 4 * 2 + 4 * 2 * 2 * 2 + 2 * 2
     for step in steps:
         assert step["host"] == [], step
         assert step["operations"] > 30, step
@@ -69,4 +69,5 @@ def test_both_batches_pass_the_encoder_together(steps):
     assert found
     for step in found:
         models = [step["models"]] * (step["models"] > 1)
-        assert step["encoded"] == [[*models, 8, 1, 64, 64]]
+        images = 4 if step.get("shuffle") == "same" else 8
+        assert step["encoded"] == [[*models, images, 1, 64, 64]]

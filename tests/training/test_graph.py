@@ -26,6 +26,7 @@ SMALL = TrainConfig(
 )  # fmt: skip
 GANS = ("infogan", "infowgan-gp")
 STEPS = [(objective, m) for objective in ("vae", "beta-vae", "factor-vae") for m in (1, 2)]
+STEPS += [(objective, 2) for objective in ("beta-tcvae", "dip-vae-ii", "annealed-vae")]
 STEPS += [(objective, 1) for objective in GANS]
 
 

@@ -35,10 +35,15 @@ from fvae.training.two_players import two_players
 def _group(objective="factor-vae", **changes):
     """Three runs that differ in everything that stacked runs may differ in."""
     config = dataclasses.replace(SMALL, objective=objective, **changes)
+    dip, annealed = "dip" in objective, objective == "annealed-vae"
     return [
-        dataclasses.replace(config, seed=s, gamma=10.0 * s + 5, beta=1.0 + s, warmup_steps=w)
+        dataclasses.replace(
+            config, seed=s, gamma=10.0 * s + 5, beta=1.0 + s, warmup_steps=w,
+            **({"dip_lambda": 2.0 + s} if dip else {}),
+            **({"capacity": 1.0 + s, "capacity_steps": w} if annealed else {}),
+        )
         for s, w in ((0, 0), (1, 7), (3, 200))
-    ]
+    ]  # fmt: skip
 
 
 def _create(configs, folder):
@@ -64,10 +69,17 @@ def _assert_close(a, b, tolerance=1e-4):
             assert torch.equal(a[name], value), name
 
 
-@pytest.mark.parametrize("group", [1, 3], ids=["a convolution a model", "one convolution"])
-@pytest.mark.parametrize("objective", ["beta-vae", "factor-vae"])
-def test_a_hundred_steps_are_those_of_each_model_alone(objective, group, store):
-    configs = _group(objective)
+@pytest.mark.parametrize(
+    ("objective", "group", "changes"),
+    [
+        ("beta-vae", 1, {}), ("beta-vae", 3, {}), ("factor-vae", 1, {}), ("factor-vae", 3, {}),
+        ("beta-tcvae", 1, {}), ("beta-tcvae", 1, {"tc_sampling": "stratified"}),
+        ("dip-vae-i", 1, {}), ("dip-vae-ii", 1, {"dip_ratio": 3.0}), ("annealed-vae", 1, {}),
+        ("factor-vae", 1, {"shuffle": "same", "conv_kernels": (4, 4, 2, 2)}),
+    ],
+)  # fmt: skip
+def test_a_hundred_steps_are_those_of_each_model_alone(objective, group, changes, store):
+    configs = _group(objective, **changes)
     if objective == "beta-vae":
         configs[0] = dataclasses.replace(configs[0], objective="vae")
     together = stacked.StackedTrainer(configs, store, group)
@@ -103,8 +115,11 @@ def test_one_model_is_a_run(store, tmp_path):
     assert_same_run(runs[0], tmp_path / "b")
 
 
-@pytest.mark.parametrize("objective", ["vae", "factor-vae"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("objective", "precision"),
+    [("vae", "fp32"), ("vae", "bf16"), ("factor-vae", "fp32"), ("factor-vae", "bf16"),
+     ("beta-tcvae", "fp32"), ("dip-vae-ii", "fp32"), ("annealed-vae", "fp32")],
+)  # fmt: skip
 def test_a_resumed_group_is_the_uninterrupted_one(objective, precision, store, tmp_path):
     configs = _group(objective, precision=precision)
     whole, _ = _run(configs, store, tmp_path / "a")
@@ -234,7 +249,8 @@ def test_colour_images_train(tmp_path):
             _assert_close({k: v[m] for k, v in terms.items()}, expected)
 
 
-SAME = {"learning_rate": 1.0, "disc_learning_rate": 1.0, "batch_size": 7, "latent_dim": 3,
+SAME = {"conv_kernels": (4, 4, 4, 2), "shuffle": "same", "learning_rate": 1.0,
+        "disc_learning_rate": 1.0, "batch_size": 7, "latent_dim": 3,
         "disc_units": 9, "steps": 13, "precision": "bf16", "data": "x.npz", "log_every": 9,
         "checkpoint_every": 9, "hidden_units": 9, "conv_channels": (4, 4, 4, 8)}  # fmt: skip
 
