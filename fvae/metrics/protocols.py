@@ -121,6 +121,34 @@ class DciProtocol:
     random_state: int
 
 
+@dataclass(frozen=True)
+class UdrProtocol:
+    """Constants of the unsupervised disentanglement ranking.
+
+    Attributes:
+        images: images that all models encode, drawn with replacement.
+        threshold: mean KL in nats above which a dimension is informative.
+        penalty: of the Lasso, on codes of mean 0 and variance 1.
+    """
+
+    images: int
+    threshold: float
+    penalty: float
+
+
+@dataclass(frozen=True)
+class CentralityProtocol:
+    """Constants of ModelCentrality.
+
+    Attributes:
+        votes: of a generator, as equally many for each informative dimension as they go.
+        samples: images a vote.
+    """
+
+    votes: int
+    samples: int
+
+
 # The paper drops "dimensions that collapsed to the prior" without a number: 0.1 nats is ours.
 FACTOR_VAE = {
     p.name: p
@@ -203,6 +231,10 @@ DCI = DciProtocol(
     min_samples_leaf=5,
     random_state=0,
 )
+
+# The threshold is that of Duan et al. 2020; the other numbers are ours.
+UDR = UdrProtocol(images=5_000, threshold=0.01, penalty=0.1)
+CENTRALITY = CentralityProtocol(votes=200, samples=32)
 
 _Protocol = TypeVar("_Protocol", FactorVaeProtocol, BetaVaeProtocol)
 
