@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from fvae.errors import UserError
-from fvae.metrics.across import ACROSS, Codes, agreement, centralities, relative_strength, udr_scores
+from fvae.metrics.across import (
+    ACROSS,
+    Codes,
+    agreement,
+    centralities,
+    relative_strength,
+    udr_scores,
+)
 
 SIMILARITIES = ("spearman", "lasso")
 

@@ -20,7 +20,7 @@ from fvae import data, evaluate, report
 from fvae.config import StudyConfig, TrainConfig
 from fvae.errors import UserError
 from fvae.metrics.across import ACROSS, Codes
-from fvae.metrics.protocols import CENTRALITY
+from fvae.metrics.protocols import CENTRALITY, UDR, CentralityProtocol
 from fvae.report import run as report_run
 from fvae.study import across, study, tables
 from fvae.study.grid import expand
@@ -43,7 +43,9 @@ def _own_cache(one_thread, tmp_path_factory):
 
 @pytest.fixture
 def small(tmp_path_factory, monkeypatch):
-    """Two settings of two seeds, of a set without factors; reports take no time."""
+    """Two settings of two seeds, of a set without factors; reports and scores take no time."""
+    monkeypatch.setattr(across, "UDR", dataclasses.replace(UDR, images=64))
+    monkeypatch.setattr(across, "CENTRALITY", CentralityProtocol(votes=8, samples=4))
     monkeypatch.setattr(report, "write_report", lambda run, _: (run / "report.html").touch())
     images = bits(40, torch.Generator().manual_seed(0))
     monkeypatch.setattr(data, "load", lambda *_, **__: images)
