@@ -143,7 +143,8 @@ def test_bad_input_is_one_line():
     torn = codes.copy()
     torn[3, 2] = np.nan
     for bad, information in [
-        (codes[0], ones), (codes, ones[:4]), (codes[:0], ones), (torn, ones), (codes, ones * np.inf),
+        (codes[0], ones), (codes, ones[:4]), (codes[:0], ones), (torn, ones),
+        (codes, ones * np.inf),
     ]:  # fmt: skip
         with pytest.raises(UserError, match="^codes: ") as caught:
             Codes.of(bad, information)
