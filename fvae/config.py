@@ -290,7 +290,8 @@ class StudyConfig(TrainConfig):
     protocol: str = "kim2018"
     """Protocol of the scores, as of `fvae eval`."""
     metrics: tuple[str, ...] | None = None
-    """Which scores to take, as of `fvae eval`."""
+    """Which scores to take, as of `fvae eval`; besides udr, udr_lasso and model_centrality, which
+    compare the runs of a setting and need no labels."""
     strategy: Literal["auto", "one-by-one", "processes", "stacked", "stacked-processes"] = "auto"
     """How runs share a device: one after another, one process a core (CPU), several stacked in one
     step, or several stacked in each of one process a core (CPU); auto measures and takes the

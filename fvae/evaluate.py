@@ -16,6 +16,7 @@ from fvae.data import Store
 from fvae.device import arithmetic, as_imported
 from fvae.errors import UserError
 from fvae.files import write_atomically
+from fvae.metrics.across import ACROSS
 from fvae.metrics.checks import bins_of
 from fvae.metrics.factors import Factors, Unsuited
 from fvae.metrics.labels import Column, columns_of
@@ -227,6 +228,11 @@ def chosen(
         found = {n: metric for n, metric in known.items() if labelled or not metric.supervised}
     else:
         for name in names:
+            if name in ACROSS:
+                raise UserError(
+                    f"--metrics {name}: compares runs that differ in their seed; use `fvae study"
+                    f" --metrics {name}`"
+                )
             if name not in known:
                 raise UserError(f"--metrics {name}: {_sampled(METRICS[name])}")
         found = {name: metric for name, metric in known.items() if name in names}

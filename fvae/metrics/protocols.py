@@ -244,6 +244,34 @@ class TotalCorrelationProtocol:
     betas: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class UdrProtocol:
+    """Constants of the unsupervised disentanglement ranking.
+
+    Attributes:
+        images: images that all models encode, drawn with replacement.
+        threshold: mean KL in nats above which a dimension is informative.
+        penalty: of the Lasso, on codes of mean 0 and variance 1.
+    """
+
+    images: int
+    threshold: float
+    penalty: float
+
+
+@dataclass(frozen=True)
+class CentralityProtocol:
+    """Constants of ModelCentrality.
+
+    Attributes:
+        votes: of a generator, as equally many for each informative dimension as they go.
+        samples: images a vote.
+    """
+
+    votes: int
+    samples: int
+
+
 # The paper drops "dimensions that collapsed to the prior" without a number: 0.1 nats is ours.
 FACTOR_VAE = {
     p.name: p
@@ -362,6 +390,10 @@ TOTAL_CORRELATION = TotalCorrelationProtocol(
     learning_rate=1e-3,
     betas=(0.5, 0.9),
 )
+
+# The threshold is that of Duan et al. 2020; the other numbers are ours.
+UDR = UdrProtocol(images=5_000, threshold=0.01, penalty=0.1)
+CENTRALITY = CentralityProtocol(votes=200, samples=32)
 
 _Protocol = TypeVar("_Protocol", FactorVaeProtocol, BetaVaeProtocol)
 

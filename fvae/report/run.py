@@ -304,28 +304,32 @@ def _summary(line: dict) -> str:
 
 
 def _score_table(scores: list[dict], state: checkpoint.State) -> str:
+    """One row a metric, one column an ``eval-*.json``; what a score says of itself is below it."""
     names = [n for n in METRICS if any(n in s for s in scores)]
-    head = "".join(f"<th>{n}</th>" for n in ("protocol", *names))
-    rows = ""
+    head = "<th></th>"
     for s in scores:
-        cells = "".join(f"<td>{_score(s, n)}</td>" for n in names)
-        notes = {n: s.get(n, {}).get("note") for n in names}
-        note = html.escape("; ".join(f"{n}: {text}" for n, text in notes.items() if text))
+        old = ""
         if not is_of(s, state):
-            note = f"<b>of step {s['step']:,}</b>; the run is at step {state.step:,} {note}"
-        rows += f"<tr><td>{html.escape(s['protocol'])}</td>{cells}<td>{note}</td></tr>"
+            old = f"<br><b>of step {s['step']:,}</b>; the run is at step {state.step:,}"
+        head += f'<th scope="col">{html.escape(s["protocol"])}{old}</th>'
+    rows = ""
+    for n in names:
+        cells = "".join(f"<td>{_score(s, n)}</td>" for s in scores)
+        rows += f'<tr><th scope="row">{html.escape(n)}</th>{cells}</tr>'
     caption = (
         "<p>Scores of different protocols are not comparable. After a slash stands the ceiling,"
         " where it is below 1: what a perfect code scores.</p>"
     )
-    return f"<table><tr>{head}</tr>{rows}</table>{caption}"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{caption}"
 
 
 def _score(scores: dict, name: str) -> str:
     value, most = scores.get(name, {}).get("score"), ceiling(scores, name)
-    if value is None:
-        return "&ndash;"
-    return f"{value:.3f}&nbsp;/&nbsp;{most}" if most else f"{value:.3f}"
+    text = "&ndash;" if value is None else f"{value:.3f}"
+    if most and value is not None:
+        text += f"&nbsp;/&nbsp;{most}"
+    note = scores.get(name, {}).get("note")
+    return f"{text}<br><small>{html.escape(note)}</small>" if note else text
 
 
 _GAN_NOTE = """<p>The generator at the mean of Q(c|x) and noise 0: nothing trains it to reconstruct,

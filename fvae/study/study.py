@@ -1,5 +1,6 @@
 """Bringing a study to its end: plan, start, finish, show; started anew it goes on."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -13,6 +14,7 @@ from fvae import data, evaluate
 from fvae.config import GRIDS, LATER, StudyConfig, TrainConfig
 from fvae.errors import UserError, warn
 from fvae.files import locked, write_atomically
+from fvae.study import across
 from fvae.study import page as study_page
 from fvae.study.grid import OF_A_RUN, expand
 from fvae.study.launch import import_ray, ray_tasks, torchrun
@@ -22,9 +24,11 @@ from fvae.study.work import (
     Asked,
     OnEvent,
     Stop,
+    across_of,
     asked_of,
     failure,
     is_finished,
+    of_one_run,
     release_memory,
     steps_done,
     work,
@@ -64,7 +68,9 @@ def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
         config = dataclasses.replace(config, precision=kept["settings"]["precision"])
     config = loop.settle(config)
     _check_machine(config)
-    evaluate.chosen(config.metrics, config.protocol)  # refuse what there is not
+    names = of_one_run(config.metrics)
+    if names or not config.metrics:
+        evaluate.chosen(names, config.protocol)  # refuse what there is not
     settings = _settings(config)
     store = None
     if kept:
@@ -74,11 +80,11 @@ def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
         store = data.load(**run_data.where(config), progress=show_progress)
         for run in {c.objective: c for c in expand(config).values()}.values():
             make_trainer(run, store)  # refuse what cannot train
-        if store.labels is not None:  # or cannot be scored
-            names = evaluate.chosen(config.metrics, config.protocol, store)
-            evaluate.rows_of(evaluate.factors_of(store)[0], config.protocol, names=names)
-        elif config.metrics is not None:
-            evaluate.chosen(config.metrics, config.protocol, store)
+        if store.labels is not None and names != []:  # or cannot be scored
+            taken = evaluate.chosen(names, config.protocol, store)
+            evaluate.rows_of(evaluate.factors_of(store)[0], config.protocol, names=taken)
+        elif names:
+            evaluate.chosen(names, config.protocol, store)
         release_memory(config.device)
         out.mkdir(parents=True, exist_ok=True)
         kept = {
@@ -114,6 +120,7 @@ def _bring_to_its_end(
     if kept["settings"] != settings:
         kept["settings"] = settings
         _write(out, kept)
+    compared = across_of(settings)
     if todo:
         assert store is not None
         for name, run in todo.items():
@@ -128,16 +135,25 @@ def _bring_to_its_end(
                 with StudyProgress(ends, done, len(expected), plan, show_progress) as progress:
                     dead = _execute(plan, config, runs, asked, store, stop, progress.on_event)
         if stop.number:
-            print("stopped; to go on, give the same command again", file=sys.stderr)
-            return 128 + stop.number
+            return _stopped(stop)
         for name in dead:
             print(
                 f"{runs / name}: its process died, perhaps for want of memory (see"
                 f" {out / LOG_NAME}); to go on, give the same command again",
                 file=sys.stderr,
             )
-    else:
+    elif not across.missing(out, expected, compared):
         print("every run is finished: nothing to do", file=sys.stderr)
+    if across.missing(out, expected, compared):
+        store = store or data.load(**run_data.where(config), progress=show_progress)
+        if fingerprint := kept.get("fingerprint"):
+            run_data.compare(str(out), fingerprint, store)
+        with Stop() as stop, contextlib.suppress(Stop.Now):
+            stop.droppable = True
+            across.update(out, expected, compared, store, config.device)
+            stop.droppable = False
+        if stop.number:
+            return _stopped(stop)
     failed = {n: m for n in expected if (m := failure(runs / n))}
     for name, message in failed.items():
         print(f"{name} failed: {message}", file=sys.stderr)
@@ -145,6 +161,11 @@ def _bring_to_its_end(
     print(page)
     unfinished = any(not is_finished(runs / n, c, asked) for n, c in expected.items())
     return 1 if failed or unfinished else 0
+
+
+def _stopped(stop: Stop) -> int:
+    print("stopped; to go on, give the same command again", file=sys.stderr)
+    return 128 + stop.number
 
 
 def _execute(

@@ -27,6 +27,7 @@ from fvae.data import Store
 from fvae.device import keep_freed_memory
 from fvae.errors import UserError, warn
 from fvae.files import locked, write_atomically
+from fvae.metrics.across import ACROSS
 from fvae.registry import METRICS
 from fvae.training import checkpoint, loop, stacked
 
@@ -34,19 +35,33 @@ FAILED_NAME = "failed.json"
 
 
 class Asked(NamedTuple):
-    """The scores that a study asks for: a protocol, and names of metrics (None: the usual ones)."""
+    """The scores that a study asks of each run: a protocol, and names of metrics (None: usual)."""
 
     protocol: str
     names: Sequence[str] | None = None
 
 
 def asked_of(settings: dict[str, Any], factors: Sequence[str]) -> Asked | None:
-    """Return the scores that the settings of a study ask for, None where a set has no factors."""
+    """Return the scores that the settings of a study ask of each run, None where they ask none."""
     names = settings.get("metrics")
     if names and "all" in names:
         names = [n for n, m in METRICS.items() if settings["protocol"] in m.protocols
                  and (factors or not m.supervised)]  # fmt: skip
-    return Asked(settings["protocol"], names) if factors or names else None
+    if names is None:
+        return Asked(settings["protocol"]) if factors else None
+    names = of_one_run(names)
+    return Asked(settings["protocol"], names) if names else None
+
+
+def of_one_run(names: Sequence[str] | None) -> list[str] | None:
+    """Return names without the scores that compare runs; None, the usual ones, has none."""
+    return None if names is None else [name for name in names if name not in ACROSS]
+
+
+def across_of(settings: dict[str, Any]) -> list[str]:
+    """Return the scores that compare runs, of those that the settings of a study ask for."""
+    names = settings.get("metrics") or ()
+    return [name for name in ACROSS if name in names or "all" in names]
 
 
 #: Called with the run's name, what is done to it ("train", "score", "done", "failed") and its step.

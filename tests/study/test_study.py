@@ -149,7 +149,7 @@ def test_a_study_makes_runs_scores_and_a_page_and_again_nothing(small, tmp_path,
         "Settings compared", "Runs", "How the runs were executed", "Settings of the study",
     ):  # fmt: skip
         assert f"<h2>{title}</h2>" in page
-    assert page.count('src="data:image/png;base64,') == 2
+    assert page.count('src="data:image/png;base64,') == 3
     links = re.findall(r'(?:src|href)="(?!data:image/)([^"]*)"', page)
     assert links == [f"runs/{name}/report.html" for name in rows]
     assert all((folder / link).is_file() for link in links)
