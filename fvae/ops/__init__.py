@@ -31,6 +31,7 @@ from fvae.ops.training import (
     permute_dims,
     reparameterize,
 )
+from fvae.ops.trees import boosted_trees
 
 __all__ = [
     "BACKENDS",
@@ -40,6 +41,7 @@ __all__ = [
     "RowIndex",
     "backend_of",
     "bernoulli_nll",
+    "boosted_trees",
     "build_extension",
     "gather_batch",
     "gaussian_nll",

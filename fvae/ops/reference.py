@@ -332,3 +332,20 @@ def grouped_variance(
         wide = z.double()
         groups.append((wide - wide[:, :1]).var(dim=1, correction=0))
     return torch.stack(groups, dim=1).float()
+
+
+def boosted_trees(
+    codes: Tensor, labels: Tensor, classes: list[int], test: Tensor, stages: int, rate: float
+) -> tuple[Tensor, Tensor]:
+    """Importance ``[K, d]`` and scores ``[T, S]``, float64, of scikit-learn's boosted trees."""
+    from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
+
+    x, unseen = codes.cpu().numpy(), test.cpu().numpy()
+    importance, scores = [], []
+    for size, y in zip(classes, labels.cpu().numpy(), strict=True):
+        kind = GradientBoostingClassifier if size else GradientBoostingRegressor
+        model = kind(n_estimators=stages, learning_rate=rate, random_state=0).fit(x, y)
+        found = model.decision_function(unseen) if size else model.predict(unseen)
+        importance.append(torch.from_numpy(model.feature_importances_))
+        scores.append(torch.from_numpy(found.reshape(len(unseen), -1)))
+    return torch.stack(importance).to(codes.device), torch.cat(scores, dim=1).to(codes.device)

@@ -37,6 +37,8 @@ SCHEMAS = {
     " -> (Tensor, Tensor)",
     "grouped_variance": "(Tensor codes, int[] factor_sizes, Tensor? offsets=None,"
     " Tensor? rows=None) -> Tensor",
+    "boosted_trees": "(Tensor codes, Tensor labels, int[] classes, Tensor test, int stages,"
+    " float rate) -> (Tensor, Tensor)",
 }
 
 #: The ops of the library: those of a training step in its order, then those of the metrics.
@@ -50,9 +52,12 @@ OPS = (
     "metric_votes",
     "pair_features",
     "grouped_variance",
+    "boosted_trees",
 )
 #: Those of the metrics, which the C++/CUDA extension has.
-METRICS = OPS[-3:]
+METRICS = OPS[-4:]
+#: Those of them that its CUDA part does not have.
+CPU_ONLY = ("boosted_trees",)
 
 
 def _triton(name: str) -> Callable[..., Any]:
@@ -100,7 +105,8 @@ def _part(module: str, language: str, seconds: int, backend: str) -> Part:
     """Return a part of the extension, which is listed among the backends once it is loaded."""
 
     def loaded() -> None:
-        BACKENDS[backend] = {name: _extension(name, backend) for name in METRICS}
+        has = [name for name in METRICS if backend == "cpp" or name not in CPU_ONLY]
+        BACKENDS[backend] = {name: _extension(name, backend) for name in has}
 
     return Part(module, language, seconds, loaded)
 
@@ -130,11 +136,16 @@ def build_extension(device_type: str = "cpu") -> str | None:
     return part.build() if part else None
 
 
+def _never(name: str, device_type: str) -> bool:
+    """Whether the extension has no such op for a device type, built or not."""
+    return device_type == "cuda" and name in CPU_ONLY
+
+
 def _until_built(name: str) -> Callable:
     """Return an op's reference, whose first call builds the extension and hands over to it."""
 
     def run(codes: Tensor, *args: Any) -> Any:
-        part = _PARTS.get(codes.device.type)
+        part = None if _never(name, codes.device.type) else _PARTS.get(codes.device.type)
         # Not where the part is loaded, and still does not serve these codes (a sparse tensor).
         if part and not part.loaded and part.build() is None:
             return getattr(torch.ops.fvae, name)(codes, *args)
@@ -187,4 +198,4 @@ def implementation(name: str, backend: str | None) -> Callable:
 
 
 def _is_extension(name: str, backend: str) -> bool:
-    return name in METRICS and backend in ("cpp", "cuda")
+    return name in METRICS and backend in ("cpp", "cuda") and not _never(name, backend)
