@@ -163,6 +163,7 @@ def _eval(command: Eval) -> int:
             device,
             lambda done, total: status.update(f"encoding {done:,} of {total:,} images"),
             command.bins,
+            command.metrics,
         )
     if command.json:
         print(json.dumps(result, indent=2))

@@ -41,6 +41,9 @@ class Eval:
     bins: int | None = None
     """Bins of the mutual information gap; None is the protocol's 20. With fewer bins than a factor
     has values its ceiling is below 1; scores of different bins are not comparable."""
+    metrics: tuple[str, ...] | None = None
+    """Which scores to take; all takes every one, None the usual ones. What was scored before of the
+    same state stays beside them."""
     json: bool = False
     """Print JSON with every constant of the protocol and the votes, instead of a table."""
     device: str = "auto"

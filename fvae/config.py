@@ -23,7 +23,7 @@ from fvae.scalars import boolean, integer, real
 #: Settings that a file of an older version lacks; what is now their default was then the rule.
 LATER = (
     "mi_weight", "critic_steps", "gradient_penalty", "noise_dim", "categorical_sizes",
-    "images", "factors", "image_size", "likelihood",
+    "images", "factors", "image_size", "likelihood", "metrics",
 )  # fmt: skip
 
 
@@ -233,6 +233,8 @@ class StudyConfig(TrainConfig):
     """Runs of each setting, with the seeds 0, 1, ..."""
     protocol: str = "kim2018"
     """Protocol of the scores, as of `fvae eval`."""
+    metrics: tuple[str, ...] | None = None
+    """Which scores to take, as of `fvae eval`."""
     strategy: Literal["auto", "one-by-one", "processes", "stacked", "stacked-processes"] = "auto"
     """How runs share a device: one after another, one process a core (CPU), several stacked in one
     step, or several stacked in each of one process a core (CPU); auto measures and takes the

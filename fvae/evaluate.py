@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,18 @@ def encode(
     Raises:
         UserError: the images are of another shape than those that the model was trained on.
     """
+    codes, logvars = posteriors(model, store, indices, on_progress)
+    return codes, model.information(codes, logvars)
+
+
+@as_imported()
+def posteriors(
+    model: VAE | InfoGAN,
+    store: Store,
+    indices: torch.Tensor,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """mu and logvar of some images, each float32 ``[n, d]`` on the CPU; otherwise as encode."""
     shape = tuple(store.image_shape)
     expected = getattr(model, "image_shape", shape)  # somebody's own model need not have it
     if shape != expected:
@@ -83,8 +95,7 @@ def encode(
                 x.contiguous(memory_format=torch.channels_last)
             )
             on_progress(min(start + chunk, len(indices)))
-    codes, logvars = codes.cpu(), logvars.cpu()
-    return codes, model.information(codes, logvars)
+    return codes.cpu(), logvars.cpu()
 
 
 @as_imported()
@@ -96,18 +107,23 @@ def evaluate(
     device: torch.device | str = "cpu",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     bins: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Score a run under a protocol, and keep the result as ``eval-<protocol>.json`` in its folder.
 
+    What the file holds of other metrics stays, if it is of the same state and seed.
+
     Args:
         run: a run folder.
-        store: the data set it was trained on, with factors: a full grid, or labels.
+        store: the data set it was trained on, with factors: a full grid, or labels. Without, the
+            metrics that need none can be asked for.
         protocol: a name in ``fvae.metrics.PROTOCOLS``.
         seed: of every random number of the metrics.
         device: where to encode.
         on_progress: called with images encoded and their total.
         bins: of the mutual information gap, where it is not the protocol's 20; the protocol is
             then called "kim2018, 50 bins", and the file ``eval-kim2018-bins50.json``.
+        names: metrics to take, "all" for every one of the protocol; None is the usual ones.
 
     Returns:
         the contents of the file: scores, votes, protocol constants, seed, step and checkpoint that
@@ -117,28 +133,23 @@ def evaluate(
         note that says why.
 
     Raises:
-        UserError: the set has no factors or is another than the run's, the protocol does not exist,
-            no metric can be taken of the labels, or the run cannot be read.
+        UserError: the set has no factors or is another than the run's, the protocol or a metric
+            does not exist, no metric can be taken of the labels, or the run cannot be read.
     """
-    if not store.factor_names:
-        raise UserError(
-            f"{store.name}: has no ground-truth factors, so there is no disentanglement score;"
-            " `fvae report` shows reconstruction, TC and traversals"
-        )
-    if protocol not in metrics.PROTOCOLS:
-        raise UserError(
-            f"--protocol: got {protocol!r}, expected one of {', '.join(metrics.PROTOCOLS)}"
-        )
-    taken = {name: metric for name, metric in METRICS.items() if protocol in metric.protocols}
+    taken = chosen(names, protocol, store)
     options = _options(bins, taken.values())
-    factors, left_out = factors_of(store)
+    factors, left_out = Factors.unknown(len(store)), dict[str, str]()
+    if any(metric.supervised for metric in taken.values()):
+        factors, left_out = factors_of(store)
     model, state = checkpoint.load_state(run, device)
     run_data.check(run, store)
-    needed, refused = rows_of(factors, protocol, seed)
-    part, information = encode(model, store, needed, lambda done: on_progress(done, len(needed)))
+    needed, refused = rows_of(factors, protocol, seed, taken)
     # NaN where nothing was encoded: a metric that read such a row would say so.
-    codes = torch.full((len(store), model.latent_dim), torch.nan)
-    codes[needed] = part
+    codes, logvars = torch.full((2, len(store), model.latent_dim), torch.nan)
+    codes[needed], logvars[needed] = posteriors(
+        model, store, needed, lambda done: on_progress(done, len(needed))
+    )
+    information = model.information(codes[needed], logvars[needed])
 
     called = protocol + "".join(f", {value} {name}" for name, value in options.items())
     result: dict[str, Any] = {"protocol": called, "seed": seed}
@@ -151,25 +162,89 @@ def evaluate(
     # The threshold below which a protocol drops a dimension is one of the KL to the prior.
     kl = information if model.information_name == "KL" else None
     result["mutual_information_dims" if kl is None else "kl_dims"] = information.tolist()
+    path = run / f"eval-{protocol}{''.join(f'-{k}{v}' for k, v in options.items())}.json"
+    before = _kept(path, result)
     for name, metric in METRICS.items():
-        # `exhaustive` reads every image and draws nothing; the sampled metrics have no such form.
-        note = f"draws random numbers; use {' or '.join(metric.protocols)}"
-        if name in taken and name not in refused:
+        if name in before and name not in taken:
+            result[name] = before[name]
+        elif name in taken:
             own = {option: options[option] for option in metric.options if option in options}
+            own |= {"logvar": logvars} if metric.posterior else {}
+            if metric.posterior and kl is None:
+                refused[name] = "the model has no q(z|x)"
             try:
-                result[name] = _plain(metric.score(codes, factors, protocol, seed, kl, **own))
-                continue
+                if name not in refused:
+                    result[name] = _plain(metric.score(codes, factors, protocol, seed, kl, **own))
+                    continue
             except Unsuited as error:
                 refused[name] = str(error)
-        result[name] = {"score": None, "note": refused.get(name, note)}
+            result[name] = {"score": None, "note": refused[name]}
+        elif names is None and metric.usual:
+            result[name] = {"score": None, "note": _sampled(metric)}
     _need_one(taken, refused)
-    votes = result["factor_vae"]
-    votes |= {"votes": votes.get("votes", []), "factor_names": list(factors.names)}
-    if kl is None and votes.get("protocol", {}).get("prune") == "kl" and not votes["note"]:
-        votes["note"] = "the model has no KL: only constant dimensions are dropped"
-    name = f"eval-{protocol}" + "".join(f"-{k}{v}" for k, v in options.items())
-    write_atomically(run / f"{name}.json", json.dumps(result, indent=2) + "\n")
+    if "factor_vae" in taken:
+        votes = result["factor_vae"]
+        votes |= {"votes": votes.get("votes", []), "factor_names": list(factors.names)}
+        if kl is None and votes.get("protocol", {}).get("prune") == "kl" and not votes["note"]:
+            votes["note"] = "the model has no KL: only constant dimensions are dropped"
+    write_atomically(path, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _kept(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Scores that a file holds of the state and seed of a result; none where it cannot be read."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        same = all(before[key] == result[key] for key in ("checkpoint", "seed", "protocol"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return {name: before[name] for name in METRICS if name in before} if same else {}
+
+
+def chosen(
+    names: Sequence[str] | None, protocol: str, store: Store | None = None
+) -> dict[str, Metric]:
+    """Return the metrics that somebody asks for.
+
+    Args:
+        names: of metrics; "all" is every one that the protocol has, None the usual ones.
+        protocol: a name in ``fvae.metrics.PROTOCOLS``.
+        store: the data set; of one without factors, "all" is what needs none.
+
+    Raises:
+        UserError: the protocol or a metric does not exist, the protocol has no such metric, or it
+            needs factors and the set has none.
+    """
+    if protocol not in metrics.PROTOCOLS:
+        raise UserError(
+            f"--protocol: got {protocol!r}, expected one of {', '.join(metrics.PROTOCOLS)}"
+        )
+    known = {name: metric for name, metric in METRICS.items() if protocol in metric.protocols}
+    labelled = store is None or bool(store.factor_names)
+    if names is None:
+        found = {name: metric for name, metric in known.items() if metric.usual}
+    elif "all" in names:
+        found = {n: metric for n, metric in known.items() if labelled or not metric.supervised}
+    else:
+        for name in names:
+            if name not in known:
+                raise UserError(f"--metrics {name}: {_sampled(METRICS[name])}")
+        found = {name: metric for name, metric in known.items() if name in names}
+    if not found:
+        raise UserError("--metrics: got none, expected one or more, or all")
+    if store is not None and not labelled and any(m.supervised for m in found.values()):
+        free = ", ".join(name for name, metric in known.items() if not metric.supervised)
+        raise UserError(
+            f"{store.name}: has no ground-truth factors, so there is no disentanglement score;"
+            " `fvae report` shows reconstruction, TC and traversals"
+            + (f", and --metrics takes {free}" if free else "")
+        )
+    return found
+
+
+def _sampled(metric: Metric) -> str:
+    # `exhaustive` reads every image and draws nothing; the sampled metrics have no such form.
+    return f"draws random numbers; use {' or '.join(metric.protocols)}"
 
 
 def factors_of(store: Store) -> tuple[Factors, dict[str, str]]:
@@ -198,13 +273,15 @@ def factors_of(store: Store) -> tuple[Factors, dict[str, str]]:
     return Factors(tuple(len(c.values) for c in kept), tuple(kept), names), left_out
 
 
-def rows_of(factors: Factors, protocol: str, seed: int = 0) -> tuple[torch.Tensor, dict[str, str]]:
-    """Return the rows that all metrics of a protocol read, and why some cannot be taken.
+def rows_of(
+    factors: Factors, protocol: str, seed: int = 0, names: Iterable[str] | None = None
+) -> tuple[torch.Tensor, dict[str, str]]:
+    """Return the rows that metrics, or the usual ones, read, and why some cannot be taken.
 
     Raises:
         UserError: none can be taken of such labels.
     """
-    taken = [name for name, metric in METRICS.items() if protocol in metric.protocols]
+    taken = list(chosen(None, protocol) if names is None else names)
     refused: dict[str, str] = {}
     used = torch.zeros(factors.rows, dtype=torch.bool)
     for name in taken:

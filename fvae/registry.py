@@ -83,6 +83,11 @@ class Metric:
             in any order and with repeats.
         protocols: names of ``fvae eval --protocol`` under which it exists.
         options: keyword arguments of ``score`` that ``fvae eval`` may give, such as "bins".
+        usual: whether it is taken where no metric is named.
+        supervised: whether it needs factors. One that does not is given a
+            :meth:`fvae.metrics.Factors.unknown` of a set that has none.
+        posterior: whether ``score`` also takes ``logvar=``, log variances of q(z|x) beside the
+            codes; a model that has none has no such score.
     """
 
     name: str
@@ -91,6 +96,9 @@ class Metric:
     rows: Callable[..., Any]
     protocols: tuple[str, ...] = ("kim2018", "locatello2019")
     options: tuple[str, ...] = ()
+    usual: bool = True
+    supervised: bool = True
+    posterior: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,5 +183,5 @@ class Registry(Mapping[str, Entry]):
 
 
 OBJECTIVES: Registry[Objective] = Registry("--objective", "fvae.training.registry")
-METRICS: Registry[Metric] = Registry("metrics", "fvae.metrics.registry")
+METRICS: Registry[Metric] = Registry("--metrics", "fvae.metrics.registry")
 DATA: Registry[DataSet] = Registry("--data", "fvae.data.registry")

@@ -1,12 +1,19 @@
 """Encoding for the scores: in chunks that suit the device, which is not waited for in between."""
 
+import dataclasses
+import json
+
+import pytest
 import torch
 from shared import HostTraffic
 from small import SMALL
 
 from fvae import evaluate
 from fvae.data import Store
+from fvae.errors import UserError
 from fvae.models import vae as nets
+from fvae.registry import METRICS, Metric
+from fvae.training import loop
 
 
 class _Recorder(HostTraffic):
@@ -49,3 +56,75 @@ def test_codes_leave_the_device_once_at_the_end(monkeypatch):
     assert events == [4096, 904, "to the host", "to the host"]
     assert done == [4096, 5000]
     torch.testing.assert_close(same[:150], codes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Result:
+    score: float
+
+
+@pytest.fixture
+def spread():
+    """A metric that needs no factors and looks at the log variances."""
+
+    def score(codes, factors, protocol, seed, kl, logvar):
+        rows = slice(0, factors.rows, 2)
+        assert codes[rows].isfinite().all()
+        return _Result(float(logvar[rows].exp().mean()))
+
+    def rows(factors, protocol, seed):
+        yield torch.arange(0, factors.rows, 2)
+
+    extras = {"usual": False, "supervised": False, "posterior": True}
+    METRICS.add(Metric("spread", "mean variance of q(z|x)", score, rows, **extras))
+    yield
+    METRICS.remove("spread")
+
+
+def _run(folder, factors):
+    data = torch.arange(40 * 512).remainder(251).byte().view(40, 512)
+    sizes = {"factor_names": ("a", "b"), "factor_sizes": (5, 8)} if factors else {}
+    store = Store("bits", data, (1, 64, 64), True, **sizes)
+    config = loop.settle(dataclasses.replace(SMALL, steps=2))
+    run = folder / "run"
+    loop.create_run(config, run)
+    loop.train(config, store, run)
+    return run, store
+
+
+def test_metrics_are_chosen_by_name_and_kept_beside_each_other(tmp_path, spread):
+    run, store = _run(tmp_path, factors=True)
+    usual = evaluate.evaluate(run, store)
+    assert "spread" not in usual and set(usual) >= {n for n, m in METRICS.items() if m.usual}
+    mig = evaluate.evaluate(run, store, names=["mig"])
+    assert mig["mig"] == usual["mig"] and mig["factor_vae"] == usual["factor_vae"]
+    both = evaluate.evaluate(run, store, names=["spread"])
+    assert both["spread"]["score"] > 0 and both["images_encoded"] == 20
+    assert json.loads((run / "eval-kim2018.json").read_text()) == both
+    # Of another seed they are others.
+    assert "mig" not in evaluate.evaluate(run, store, seed=1, names=["spread"])
+    everything = evaluate.evaluate(run, store, names=["all"])
+    assert set(METRICS) <= set(everything)
+
+
+def test_metrics_that_need_no_factors(tmp_path, spread):
+    run, store = _run(tmp_path, factors=False)
+    assert evaluate.evaluate(run, store, names=["spread"])["spread"]["score"] > 0
+    assert "factor_vae" not in evaluate.evaluate(run, store, names=["all"])
+    for names in (None, ["spread", "mig"]):
+        with pytest.raises(UserError, match="no ground-truth factors.*--metrics takes.*spread"):
+            evaluate.evaluate(run, store, names=names)
+
+
+@pytest.mark.parametrize(
+    ("names", "protocol", "message"),
+    [
+        (["nonsense"], "kim2018", "--metrics: got 'nonsense', expected one of factor_vae"),
+        (["mig"], "exhaustive", "--metrics mig: draws random numbers; use kim2018 or"),
+        ([], "kim2018", "--metrics: got none"),
+        (None, "nonsense", "--protocol: got 'nonsense'"),
+    ],
+)
+def test_metrics_that_there_are_not(names, protocol, message):
+    with pytest.raises(UserError, match=message):
+        evaluate.chosen(names, protocol)

@@ -35,11 +35,18 @@ class Factors(Sequence[int]):
         columns: labels of each factor; empty for a full grid, whose row i has the mixed-radix
             digits of i as its classes, the last factor fastest.
         names: of the factors, for messages; may be empty for a grid.
+        unlabelled: number of rows of which no factor is known; None where some are.
     """
 
     sizes: tuple[int, ...]
     columns: tuple[Column, ...] = ()
     names: tuple[str, ...] = ()
+    unlabelled: int | None = None
+
+    @classmethod
+    def unknown(cls, rows: int) -> Self:
+        """Rows of which no factor is known, for the scores that ask for none."""
+        return cls((), unlabelled=rows)
 
     @classmethod
     def grid(cls, factor_sizes: Sequence[int], names: Sequence[str] = ()) -> Self:
@@ -97,6 +104,8 @@ class Factors(Sequence[int]):
     @property
     def rows(self) -> int:
         """N, the number of rows."""
+        if self.unlabelled is not None:
+            return self.unlabelled
         return len(self.columns[0].data) if self.columns else prod(self.sizes)
 
     @property

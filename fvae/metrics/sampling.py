@@ -43,7 +43,7 @@ def needed(
 
     Args:
         factor_sizes: K sizes, each at least 2, the last factor varying fastest.
-        metrics: names in :data:`fvae.registry.METRICS`; None is all that the protocol has.
+        metrics: names in :data:`fvae.registry.METRICS`; None is the usual ones of the protocol.
         protocol: of "factor_vae" and "beta_vae"; the others have one protocol.
         seed: the seed that the scores will be given.
         factors: labels ``[N, K]``, in place of the sizes of a full grid.
@@ -57,7 +57,7 @@ def needed(
     """
     given, seed = factors_of(factor_sizes, factors), seed_of(seed)
     if metrics is None:
-        metrics = [name for name, metric in METRICS.items() if protocol in metric.protocols]
+        metrics = [n for n, one in METRICS.items() if one.usual and protocol in one.protocols]
     used = torch.zeros(given.rows, dtype=torch.bool)
     for name in [metrics] if isinstance(metrics, str) else metrics:
         for rows in METRICS[name].rows(given, protocol, seed):

@@ -252,7 +252,7 @@ def write_report(run: Path, store: Store) -> Path:
     if scores:
         sections.append(("Scores", _score_table(scores, state)))
         for s in scores:
-            if s["factor_vae"].get("votes") and is_of(s, state):
+            if s.get("factor_vae", {}).get("votes") and is_of(s, state):
                 title = f"Votes of the FactorVAE metric, {s['protocol']}"
                 sections.append((title, picture(png_of(_votes_figure(s)))))
     else:
@@ -300,7 +300,7 @@ def _summary(line: dict) -> str:
 
 
 def _score_table(scores: list[dict], state: checkpoint.State) -> str:
-    names = tuple(METRICS)
+    names = [n for n in METRICS if any(n in s for s in scores)]
     head = "".join(f"<th>{n}</th>" for n in ("protocol", *names))
     rows = ""
     for s in scores:

@@ -26,7 +26,7 @@ class _Scores(msgspec.Struct):
     """What the pages read of an ``eval-*.json``; the state is not in those of version 0.1."""
 
     protocol: str
-    factor_vae: _Votes
+    factor_vae: _Votes | None = None
     step: int | None = None
     checkpoint: str | None = None
 
@@ -41,9 +41,12 @@ def read_scores(run: Path) -> list[dict[str, Any]]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             known = msgspec.convert(content, _Scores)
+            if not any(name in content for name in METRICS):
+                raise ValueError("it holds no score")
             for name in METRICS:
                 msgspec.convert(content.get(name, {"score": None}), _Score)
-            if {len(row) for row in known.factor_vae.votes} - {len(known.factor_vae.factor_names)}:
+            votes = known.factor_vae
+            if votes and {len(row) for row in votes.votes} - {len(votes.factor_names)}:
                 raise ValueError("its votes do not fit its factors")
         except (OSError, ValueError, RecursionError) as error:
             warn(f"{path}: not scores that can be read ({error}); `fvae eval` makes them again")

@@ -19,13 +19,13 @@ def score_table(result: dict) -> Table:
     table.add_column("score", justify="right")
     table.add_column("ceiling", justify="right")
     table.add_column("note")
-    for name in METRICS:
+    for name in [name for name in METRICS if name in result]:
         score, note = result[name]["score"], escape(result[name].get("note") or "")
         table.add_row(name, "-" if score is None else f"{score:.3f}", ceiling(result, name), note)
     left_out = [f"{n} {why}" for n, why in result.get("factors_left_out", {}).items()]
     if left_out:
         table.caption = escape("left out: " + ", ".join(left_out))
-    if not result["factor_vae"].get("votes"):
+    if not result.get("factor_vae", {}).get("votes"):
         return table
     votes = Table()
     votes.add_column("")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fvae.errors import UserError
-from fvae.study.work import OnEvent, Stop, failure, work
+from fvae.study.work import Asked, OnEvent, Stop, failure, work
 
 
 def torchrun(
@@ -104,7 +104,7 @@ def ray_tasks(job: dict, devices: int, cuda: bool, on_event: OnEvent, stop: Stop
     """Run each group as a task of the Ray cluster (``RAY_ADDRESS``, or one started here).
 
     Args:
-        job: runs, groups, protocol, data, device, threads, as for torchrun's workers.
+        job: runs, groups, asked, data, device, threads, as for torchrun's workers.
         devices: tasks at a time.
         cuda: whether each needs a GPU.
         on_event: called as runs begin and end.
@@ -175,4 +175,5 @@ def _ray_task(job: dict) -> None:
     torch.set_num_threads(job["threads"])
     keep_freed_memory()
     with Stop(forgiving=True) as stop:
-        work(Path(job["runs"]), job["groups"], job["protocol"], data.load(**job["data"]), stop)
+        asked = Asked(*job["asked"]) if job["asked"] else None
+    work(Path(job["runs"]), job["groups"], asked, data.load(**job["data"]), stop)

@@ -15,7 +15,7 @@ from fvae.report.page import page, picture, plt, png_of, table
 from fvae.report.scores import scores_of
 from fvae.report.terminal import ceiling
 from fvae.study.grid import setting_of, weight_of
-from fvae.study.work import failure, is_finished, steps_done
+from fvae.study.work import Asked, asked_of, failure, is_finished, steps_done
 from fvae.training import log
 
 PAGE_NAME = "study.html"
@@ -49,8 +49,9 @@ def write_page(out: Path, runs: dict[str, TrainConfig], kept: dict) -> Path:
     Raises:
         OSError: the folder cannot be written.
     """
-    protocol = kept["settings"]["protocol"] if kept["factors"] else None
-    rows = [_row(out / "runs" / name, config, protocol) for name, config in runs.items()]
+    asked = asked_of(kept["settings"], kept["factors"])
+    protocol = asked.protocol if asked else None
+    rows = [_row(out / "runs" / name, config, asked) for name, config in runs.items()]
     text = io.StringIO()
     writer = csv.DictWriter(text, _columns(), lineterminator="\n")
     writer.writeheader()
@@ -68,7 +69,7 @@ def _is_whole(page: Path) -> bool:
     return page.exists() and page.read_bytes().rstrip().endswith(b"</html>")
 
 
-def _row(run: Path, config: TrainConfig, protocol: str | None) -> dict:
+def _row(run: Path, config: TrainConfig, asked: Asked | None) -> dict:
     """Return what ``results.csv`` holds about a run; losses are of the last logged interval."""
     row = dict.fromkeys(_columns(), "") | {
         "run": run.name, "setting": setting_of(config), "objective": config.objective,
@@ -77,13 +78,13 @@ def _row(run: Path, config: TrainConfig, protocol: str | None) -> dict:
     message = failure(run)
     if message is not None:
         return row | {"status": "failed", "message": message}
-    if not is_finished(run, config, protocol):
+    if not is_finished(run, config, asked):
         return row | {"status": "unfinished"}
     last = (log.read(run) or [{}])[-1]
     row |= {"status": "done"} | {n: last[n] for n in _LOSSES if n in last}
-    if protocol:
-        scores = scores_of(run, protocol) or {}
-        row["protocol"] = protocol
+    if asked:
+        scores = scores_of(run, asked.protocol) or {}
+        row["protocol"] = asked.protocol
         for name in METRICS:
             value = scores.get(name, {}).get("score")
             row[name] = "" if value is None else value

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import torch
 
-from fvae import data, evaluate, metrics
+from fvae import data, evaluate
 from fvae.config import LATER, StudyConfig, TrainConfig
 from fvae.errors import UserError, warn
 from fvae.files import locked, write_atomically
@@ -19,8 +19,10 @@ from fvae.study.launch import import_ray, ray_tasks, torchrun
 from fvae.study.plan import Plan, make_plan
 from fvae.study.progress import StudyProgress
 from fvae.study.work import (
+    Asked,
     OnEvent,
     Stop,
+    asked_of,
     failure,
     is_finished,
     release_memory,
@@ -38,7 +40,7 @@ _GRID = ("objectives", "gammas", "betas", "seeds")
 #: data are the same is checked by their fingerprint.
 _FREE = (
     "strategy", "devices", "launcher", "device", "graph", "checkpoint_every", "log_every", "data",
-    "images", "factors",
+    "images", "factors", "metrics",
 )  # fmt: skip
 
 
@@ -62,10 +64,7 @@ def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
         config = dataclasses.replace(config, precision=kept["settings"]["precision"])
     config = loop.settle(config)
     _check_machine(config)
-    if config.protocol not in metrics.PROTOCOLS:
-        raise UserError(
-            f"--protocol: got {config.protocol!r}, expected one of {', '.join(metrics.PROTOCOLS)}"
-        )
+    evaluate.chosen(config.metrics, config.protocol)  # refuse what there is not
     settings = _settings(config)
     store = None
     if kept:
@@ -75,7 +74,10 @@ def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
         store = data.load(**run_data.where(config), progress=show_progress)
         make_trainer(next(iter(expand(config).values())), store)  # refuse what cannot train
         if store.labels is not None:  # or cannot be scored
-            evaluate.rows_of(evaluate.factors_of(store)[0], config.protocol)
+            names = evaluate.chosen(config.metrics, config.protocol, store)
+            evaluate.rows_of(evaluate.factors_of(store)[0], config.protocol, names=names)
+        elif config.metrics is not None:
+            evaluate.chosen(config.metrics, config.protocol, store)
         release_memory(config.device)
         out.mkdir(parents=True, exist_ok=True)
         kept = {
@@ -100,8 +102,8 @@ def _bring_to_its_end(
     show_progress: bool,
 ) -> int:
     runs, expected = out / "runs", expand(config)
-    protocol = config.protocol if kept["factors"] else None
-    todo = {n: c for n, c in expected.items() if not is_finished(runs / n, c, protocol)}
+    asked = asked_of(settings, kept["factors"])
+    todo = {n: c for n, c in expected.items() if not is_finished(runs / n, c, asked)}
     for name in expected.keys() - todo.keys():
         _repair(runs / name, expected[name])
     if todo:
@@ -123,7 +125,7 @@ def _bring_to_its_end(
                 ends = {n: c.steps for n, c in todo.items()}
                 done = {n: steps_done(runs / n) for n in todo}
                 with StudyProgress(ends, done, len(expected), plan, show_progress) as progress:
-                    dead = _execute(plan, config, runs, protocol, store, stop, progress.on_event)
+                    dead = _execute(plan, config, runs, asked, store, stop, progress.on_event)
         if stop.number:
             print("stopped; to go on, give the same command again", file=sys.stderr)
             return 128 + stop.number
@@ -140,7 +142,7 @@ def _bring_to_its_end(
         print(f"{name} failed: {message}", file=sys.stderr)
     page = study_page.write_page(out, expected, kept)
     print(page)
-    unfinished = any(not is_finished(runs / n, c, protocol) for n, c in expected.items())
+    unfinished = any(not is_finished(runs / n, c, asked) for n, c in expected.items())
     return 1 if failed or unfinished else 0
 
 
@@ -148,17 +150,17 @@ def _execute(
     plan: Plan,
     config: StudyConfig,
     runs: Path,
-    protocol: str | None,
+    asked: Asked | None,
     store: data.Store,
     stop: Stop,
     on_event: OnEvent,
 ) -> list[str]:
     """Do the work; return the names of runs whose process died under them."""
     if config.launcher == "local" and plan.processes == 1:
-        work(runs, plan.groups, protocol, store, stop, on_event)
+        work(runs, plan.groups, asked, store, stop, on_event)
         return []
     job: dict[str, Any] = {
-        "runs": str(runs.resolve()), "protocol": protocol, "data": run_data.where(config),
+        "runs": str(runs.resolve()), "asked": asked, "data": run_data.where(config),
         "device": config.device, "threads": plan.threads,
     }  # fmt: skip
     if config.launcher == "ray":

@@ -15,8 +15,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,9 +27,27 @@ from fvae.data import Store
 from fvae.device import keep_freed_memory
 from fvae.errors import UserError, warn
 from fvae.files import locked, write_atomically
+from fvae.registry import METRICS
 from fvae.training import checkpoint, loop, stacked
 
 FAILED_NAME = "failed.json"
+
+
+class Asked(NamedTuple):
+    """The scores that a study asks for: a protocol, and names of metrics (None: the usual ones)."""
+
+    protocol: str
+    names: Sequence[str] | None = None
+
+
+def asked_of(settings: dict[str, Any], factors: Sequence[str]) -> Asked | None:
+    """Return the scores that the settings of a study ask for, None where a set has no factors."""
+    names = settings.get("metrics")
+    if names and "all" in names:
+        names = [n for n, m in METRICS.items() if settings["protocol"] in m.protocols
+                 and (factors or not m.supervised)]  # fmt: skip
+    return Asked(settings["protocol"], names) if factors or names else None
+
 
 #: Called with the run's name, what is done to it ("train", "score", "done", "failed") and its step.
 OnEvent = Callable[[str, str, int], None]
@@ -92,19 +111,22 @@ def failure(run: Path) -> str | None:
     return message
 
 
-def is_finished(run: Path, config: TrainConfig, protocol: str | None) -> bool:
+def is_finished(run: Path, config: TrainConfig, asked: Asked | None) -> bool:
     """Return whether nothing is left to do for a run: trained, scored and shown, or failed."""
     if failure(run) is not None:
         return True
     if steps_done(run) < config.steps or not (run / "report.html").exists():
         return False
-    return protocol is None or report.scores_of(run, protocol) is not None
+    if asked is None:
+        return True
+    scores = report.scores_of(run, asked.protocol)
+    return scores is not None and all(n in scores for n in asked.names or ())
 
 
 def work(
     runs: Path,
     groups: list[list[str]],
-    protocol: str | None,
+    asked: Asked | None,
     store: Store,
     stop: Stop,
     on_event: OnEvent = lambda run, phase, step: None,
@@ -116,7 +138,7 @@ def work(
     Args:
         runs: the folder of the run folders, each with its ``config.json``.
         groups: names of runs; those of one group are trained together, stacked.
-        protocol: of the scores, None where the set has no factors.
+        asked: the scores, None where the set has no factors.
         store: the data set.
         stop: the request to end.
         on_event: called as things happen.
@@ -133,7 +155,7 @@ def work(
                     taken.append(group)
                 elif not stop.number:
                     with contextlib.suppress(Stop.Now):
-                        _do([runs / name for name in group], protocol, store, stop, on_event)
+                        _do([runs / name for name in group], asked, store, stop, on_event)
         if taken == waiting:
             time.sleep(0.2)  # should a process die, its runs are taken over
         waiting = taken
@@ -153,11 +175,9 @@ def _claimed(folders: list[Path]) -> Iterator[bool]:
             yield True
 
 
-def _do(
-    runs: list[Path], protocol: str | None, store: Store, stop: Stop, on_event: OnEvent
-) -> None:
+def _do(runs: list[Path], asked: Asked | None, store: Store, stop: Stop, on_event: OnEvent) -> None:
     configs = {run: TrainConfig.from_file(run / loop.CONFIG_NAME) for run in runs}
-    todo = [run for run in runs if not is_finished(run, configs[run], protocol)]
+    todo = [run for run in runs if not is_finished(run, configs[run], asked)]
     untrained = [run for run in todo if steps_done(run) < configs[run].steps]
     for run in untrained:
         # Whatever was scored is about to change; a failure that cannot be read is no more.
@@ -173,8 +193,9 @@ def _do(
             continue
         on_event(run.name, "score", configs[run].steps)
         stop.droppable = True
-        if protocol:
-            evaluate.evaluate(run, store, protocol, device=configs[run].device)
+        if asked:
+            device = configs[run].device
+            evaluate.evaluate(run, store, asked.protocol, device=device, names=asked.names)
         report.write_report(run, store)
         stop.droppable = False
         # Scoring has read the newest whole: the one before would double what a study takes.
@@ -314,7 +335,8 @@ def _worker(job: dict) -> None:
                 say(pilot=objective, seconds=seconds)
             torch.distributed.destroy_process_group()
         else:
-            work(Path(job["runs"]), job["groups"], job["protocol"], store, stop, on_event)
+            asked = Asked(*job["asked"]) if job["asked"] else None
+            work(Path(job["runs"]), job["groups"], asked, store, stop, on_event)
     say(ended=True)
 
 

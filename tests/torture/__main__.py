@@ -1,46 +1,16 @@
 """``make torture``: every hostile trial, and one table; ends with 1 where one has a fault."""
 
 import argparse
-import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process that forks has one thread
-
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from torture import Tally
-
-
-def trials(folder: Path, share: float = 1.0) -> list[Tally]:
-    """Do a share of all trials, in an empty folder."""
-    from fvae import report
-    from torture.disks import full_disks
-    from torture.files import run_files
-    from torture.kills import kills
-    from torture.readers import readers
-    from torture.words import words
-
-    def times(count: int) -> int:
-        return max(2, round(count * share))
-
-    for name in ("kills", "disks", "files", "readers", "words"):
-        (folder / name).mkdir()
-    real, found = report.write_report, []
-    # A report takes a second, and is one write like any other; the command line makes it.
-    report.write_report = lambda run, store: (run / "report.html").write_text("</html>")
-    try:
-        found += kills(folder / "kills", times(300))
-    finally:
-        report.write_report = real
-    found += full_disks(folder / "disks", times(7))
-    found += run_files(folder / "files", times(500))
-    found += readers(folder / "readers", times(2000))
-    return [*found, words(folder / "words", times(300))]
+from torture.trials import trials
 
 
 def table_of(tallies: list[Tally]) -> Table:
@@ -56,10 +26,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="of the trials; 1 is all")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["FVAE_CACHE"] = folder + "/cache"
         tallies = trials(Path(folder), options.share)
     Console(markup=False).print(table_of(tallies))
     faults = [f"{t.kind}: {fault}" for t in tallies for fault in t.faults]
