@@ -6,19 +6,25 @@ Scores are comparable only within one protocol: each protocol is a named set of 
 
 from fvae.metrics.beta_vae import BetaVaeResult, beta_vae_score
 from fvae.metrics.dci import DciResult, dci_score
+from fvae.metrics.downstream import DownstreamResult, downstream_score
 from fvae.metrics.factor_vae import FactorVaeResult, factor_vae_score
 from fvae.metrics.factors import Factors
 from fvae.metrics.mig import MigResult, mig_score
 from fvae.metrics.protocols import (
     BETA_VAE,
     DCI,
+    DCI_PROTOCOLS,
+    DOWNSTREAM,
     FACTOR_VAE,
     MIG,
     PROTOCOLS,
     SAP,
     BetaVaeProtocol,
+    BoostedDciProtocol,
     DciProtocol,
+    DownstreamProtocol,
     FactorVaeProtocol,
+    LinearDciProtocol,
     MigProtocol,
     SapProtocol,
 )
@@ -29,6 +35,8 @@ from fvae.registry import METRICS
 __all__ = [
     "BETA_VAE",
     "DCI",
+    "DCI_PROTOCOLS",
+    "DOWNSTREAM",
     "FACTOR_VAE",
     "METRICS",
     "MIG",
@@ -36,17 +44,22 @@ __all__ = [
     "SAP",
     "BetaVaeProtocol",
     "BetaVaeResult",
+    "BoostedDciProtocol",
     "DciProtocol",
     "DciResult",
+    "DownstreamProtocol",
+    "DownstreamResult",
     "FactorVaeProtocol",
     "FactorVaeResult",
     "Factors",
+    "LinearDciProtocol",
     "MigProtocol",
     "MigResult",
     "SapProtocol",
     "SapResult",
     "beta_vae_score",
     "dci_score",
+    "downstream_score",
     "factor_vae_score",
     "mig_score",
     "needed",
