@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fvae.device import as_imported
 from fvae.metrics.factors import Labels
+from fvae.metrics.predict import boosted, score_of
 from fvae.metrics.protocols import (
     DCI_PROTOCOLS,
     BoostedDciProtocol,
@@ -19,7 +20,6 @@ from fvae.metrics.protocols import (
     LinearDciProtocol,
     lookup,
 )
-from fvae.metrics.predict import boosted, score_of
 from fvae.metrics.samples import Draw, draw
 
 

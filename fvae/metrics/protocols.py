@@ -268,7 +268,7 @@ DCI_PROTOCOLS: dict[str, DciProtocol | BoostedDciProtocol | LinearDciProtocol] =
     "locatello2019": BoostedDciProtocol(
         name="locatello2019", train_samples=10_000, test_samples=5_000, stages=100, rate=0.1
     ),
-    # The paper picks the penalty for each factor by validation; 0.02 is ours, of variances of 1.
+    # 0.02 is ours: what explains less than 0.04 % of the variance gets no weight.
     "linear": LinearDciProtocol(
         name="linear", train_samples=10_000, test_samples=5_000, penalty=0.02
     ),
