@@ -144,7 +144,8 @@ def _lasso(of: LinearDciProtocol, train: Draw, test: Draw) -> tuple[np.ndarray, 
         for a, b in ((train.codes, test.codes), (train.labelled, test.labelled))
     )
     models = [Lasso(of.penalty).fit(x, column) for column in y.T]
-    errors = [np.sqrt(np.mean((m.predict(unseen) - t) ** 2)) for m, t in zip(models, labels.T)]
+    predicted = np.stack([model.predict(unseen) for model in models], axis=1)
+    errors = np.sqrt(((predicted - labels) ** 2).mean(0))
     weights = np.stack([np.abs(m.coef_) for m in models], axis=1)
     return weights, 1 - np.minimum(1, errors)
 

@@ -92,7 +92,9 @@ def test_a_tree_by_hand(backend):
     assert importance.tolist() == [[1.0, 0.0]]
     assert predicted.tolist() == [[1.0, 3.0, 1.0]]
     # Two classes, a Newton step from log odds 0: residuals +-1/2, curvature 1/4, so -2 and 2.
-    scores = ops.implementation("boosted_trees", backend)(x, (y - 1) / 2, [2], test, 1, 0.5)[1]
+    scores = ops.implementation("boosted_trees", backend)(
+        x, (y.double() - 1) / 2, [2], test, 1, 0.5
+    )[1]
     assert scores[:, 0].tolist() == pytest.approx([-1.0, 1.0, -1.0])
 
 
@@ -145,7 +147,7 @@ def test_opcheck():
     ("change", "message"),
     [
         ({"codes": torch.full((6, 2), torch.nan)}, "codes: expected finite"),
-        ({"test": torch.full((6, 2), 1e300).double()}, "test: expected finite"),
+        ({"test": torch.full((6, 2), 1e300, dtype=torch.float64)}, "test: expected finite"),
         ({"test": torch.zeros(6, 3)}, "test: got 3 dimensions, but codes have 2"),
         ({"labels": torch.zeros(1, 5)}, r"labels: got shape \[1, 5\], expected \[1, 6\]"),
         ({"labels": torch.full((1, 6), torch.inf)}, "labels: expected finite"),
