@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import torch
 
 from fvae import Philox, ops
+from fvae.ops.registry import CPU_ONLY
 
 #: Ops of the C++/CUDA extension; the others have a Triton kernel, for CUDA alone.
-METRIC_OPS = ("metric_votes", "pair_features", "grouped_variance")
+METRIC_OPS = ("metric_votes", "pair_features", "grouped_variance", "boosted_trees")
 #: Those that have a C++ op on a CPU.
 HOST_OPS = (*METRIC_OPS, "pairwise_tc")
 
@@ -128,6 +129,16 @@ def cases(
             4 * len(sizes) * len(codes) * d,
         ),
     ]  # fmt: skip
+    # A real-valued factor: its trees have no equally good splits, which come in random order.
+    x, stages = codes[:2000], 20
+    y = x[:, :2].sum(1).double() + normal(len(x))
+    found.append(
+        Case(
+            "boosted_trees", f"n={len(x)}, 1 real factor, {stages} stages",
+            lambda backend: raw("boosted_trees", backend)(x, y[None], [0], x, stages, 0.1),
+            2 * 4 * x.numel() + 8 * 2 * len(x),
+        )
+    )  # fmt: skip
     return found
 
 
@@ -164,7 +175,7 @@ def why_itself(op: str, device: str | torch.device) -> str | None:
 
 def is_fast(op: str, kind: str) -> bool:
     """Whether an op is meant to have a backend beside the reference on a device type."""
-    return kind == "cuda" or op in HOST_OPS
+    return op in HOST_OPS if kind == "cpu" else op not in CPU_ONLY and kind == "cuda"
 
 
 def raw(op: str, backend: str | None) -> Callable:

@@ -4,6 +4,7 @@
 
 #include "arguments.h"
 #include "host.h"
+#include "trees.h"
 
 namespace fvae::host {
 namespace {
@@ -197,10 +198,72 @@ Tensor grouped_variance(Tensor codes, std::vector<int64_t> factor_sizes,
   return result;
 }
 
+// The factors that labels [K, n] hold, with their numbers of classes, 0 of real values.
+std::vector<trees::Factor> factors_of(const Tensor& labels, const std::vector<int64_t>& classes) {
+  const int64_t rows = labels.size(1);
+  std::vector<trees::Factor> factors;
+  for (int64_t k = 0; k < labels.size(0); ++k) {
+    const double* of = labels.const_data_ptr<double>() + k * rows;
+    STD_TORCH_CHECK(classes[k] == 0 || (classes[k] >= 2 && classes[k] <= rows), "classes: got ",
+                    classes[k], ", expected 0, or 2 to the number of rows");
+    std::vector<bool> occurs(classes[k]);
+    for (int64_t i = 0; i < rows; ++i) {
+      const bool known = classes[k] ? of[i] >= 0 && of[i] < double(classes[k]) &&
+                                          of[i] == std::floor(of[i])
+                                    : std::isfinite(of[i]);
+      STD_TORCH_CHECK(known, "labels: factor ", k, " has ", of[i], ", expected ",
+                      classes[k] ? "its classes' numbers" : "finite values");
+      if (classes[k]) occurs[size_t(of[i])] = true;
+    }
+    for (const bool it : occurs)
+      STD_TORCH_CHECK(it, "labels: a class of factor ", k, " does not occur");
+    factors.push_back({classes[k], of});
+  }
+  return factors;
+}
+
+std::tuple<Tensor, Tensor> boosted_trees(Tensor codes, Tensor labels, std::vector<int64_t> classes,
+                                         Tensor test, int64_t stages, double rate) {
+  STD_TORCH_CHECK(codes.dim() == 2 && test.dim() == 2 && codes.size(1) == test.size(1) &&
+                      codes.size(1) >= 1 && codes.size(0) >= 1 && codes.size(0) <= INT32_MAX,
+                  "codes and test: expected [n, d] and [T, d]");
+  STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Float &&
+                      test.scalar_type() == ScalarType::Float &&
+                      labels.scalar_type() == ScalarType::Double,
+                  "codes, test and labels: expected float32, float32 and float64");
+  STD_TORCH_CHECK(labels.dim() == 2 && labels.size(1) == codes.size(0) &&
+                      labels.size(0) == int64_t(classes.size()) && !classes.empty(),
+                  "labels: expected [K, n], with a number of classes for each");
+  STD_TORCH_CHECK(stages >= 1, "stages: got ", stages, ", expected at least 1");
+  const Tensor x = torch::stable::contiguous(codes), y = torch::stable::contiguous(labels),
+               unseen = torch::stable::contiguous(test);
+  const int64_t rows = x.size(0), dims = x.size(1), tests = unseen.size(0);
+  for (const Tensor* t : {&x, &unseen})
+    for (int64_t i = 0; i < t->numel(); ++i)
+      STD_TORCH_CHECK(std::isfinite(t->const_data_ptr<float>()[i]),
+                      "codes and test: expected finite float32 numbers");
+  const std::vector<trees::Factor> factors = factors_of(y, classes);
+  int64_t scores = 0;
+  for (const trees::Factor& factor : factors) scores += factor.scores();
+  Tensor importance =
+      torch::stable::new_empty(x, {int64_t(factors.size()), dims}, ScalarType::Double);
+  Tensor result = torch::stable::new_empty(x, {tests, scores}, ScalarType::Double);
+  trees::boost(trees::Sorted(x.const_data_ptr<float>(), rows, dims), factors,
+               unseen.const_data_ptr<float>(), tests, stages, rate,
+               torch::stable::get_num_threads(), importance.mutable_data_ptr<double>(),
+               result.mutable_data_ptr<double>(), [](int64_t count, auto work) {
+                 torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+                   for (int64_t i = begin; i < end; ++i) work(i);
+                 });
+               });
+  return {importance, result};
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fvae, CPU, m) {
   m.impl("metric_votes", TORCH_BOX(&metric_votes));
   m.impl("pair_features", TORCH_BOX(&pair_features));
   m.impl("grouped_variance", TORCH_BOX(&grouped_variance));
+  m.impl("boosted_trees", TORCH_BOX(&boosted_trees));
 }
 
 }  // namespace

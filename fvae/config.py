@@ -6,19 +6,17 @@ The command line is made from these fields: a field's docstring is its help text
 import dataclasses
 import json
 import math
-import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
 from typing import Any, Literal, NamedTuple, Self, get_args, get_origin
 
 import msgspec
 
 from fvae.errors import UserError
 from fvae.registry import OBJECTIVES
-from fvae.scalars import boolean, integer, real
+from fvae.settings import correlation_of, plain
 
 #: Settings that a file of an older version lacks; what is now their default was then the rule.
 LATER = (
@@ -147,7 +145,7 @@ class TrainConfig:
         """Check every field; raise a UserError that names the first bad one."""
         for one in dataclasses.fields(self):
             option = f"--{one.name.replace('_', '-')}"
-            value = _plain(option, one.type, getattr(self, one.name))
+            value = plain(option, one.type, getattr(self, one.name))
             object.__setattr__(self, one.name, value)  # what frozen forbids all others
             known = get_args(one.type)
             if get_origin(one.type) is Literal and value not in known:
@@ -326,60 +324,6 @@ GRIDS = ("gammas", "betas", "tc_betas", "dip_lambdas", "capacities")
 def foreign(objective: str) -> tuple[str, ...]:
     """Return the settings that an objective has no use for, and which are refused with it."""
     return tuple(name for name in _OWNED if not OBJECTIVES[objective].takes(name))
-
-
-class Correlation(NamedTuple):
-    """Two factors that vary together; the smaller sigma, the closer."""
-
-    first: str
-    second: str
-    sigma: float
-
-
-def correlation_of(pair: str) -> Correlation:
-    """Return what "first,second:sigma" says.
-
-    Raises:
-        UserError: it is written otherwise, the names are equal, or sigma is not above 0.
-    """
-    names, _, number = pair.rpartition(":")
-    first, *second = (name.strip() for name in names.split(","))
-    if not first or len(second) != 1 or not second[0]:
-        raise UserError(
-            f"--correlate {pair}: expected two factors and sigma, as in shape,scale:0.2"
-        )
-    try:
-        sigma = float(number)
-    except ValueError:
-        sigma = math.nan
-    if not sigma > 0:
-        raise UserError(
-            f"--correlate {pair}: sigma is {number!r}, expected a number above 0, as in {names}:0.2"
-        )
-    if first == second[0]:
-        raise UserError(f"--correlate {pair}: names {first} twice, expected two factors")
-    return Correlation(first, second[0], sigma)
-
-
-def _plain(option: str, kind: Any, value: Any) -> Any:
-    """Return a setting as JSON holds it: NumPy's numbers and those in tensors as Python's."""
-    of = get_args(kind)
-    if isinstance(kind, UnionType):  # of one kind and None
-        return None if value is None else _plain(option, of[0], value)
-    try:
-        if get_origin(kind) is tuple:
-            if isinstance(value, str) or not hasattr(value, "__iter__"):
-                raise TypeError(f"{option}: got {value!r}, expected several values")
-            return tuple(_plain(option, of[0], one) for one in value)
-        if kind in (bool, int, float):
-            return {bool: boolean, int: integer, float: real}[kind](option, value)
-        if kind is str and isinstance(value, os.PathLike):
-            return os.fspath(value)
-        if kind is str and not isinstance(value, str):
-            raise TypeError(f"{option}: got {value!r}, expected a name")
-    except TypeError as error:
-        raise UserError(str(error)) from None
-    return value
 
 
 #: Side of the pictures of a folder where image_size is None, and of what came before that setting.

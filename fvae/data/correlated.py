@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fvae.config import correlation_of
 from fvae.data.store import Store
 from fvae.errors import UserError
+from fvae.settings import correlation_of
 
 
 class _Pair(NamedTuple):

@@ -5,7 +5,27 @@ Scores are comparable only within one protocol: each protocol is a named set of 
 """
 
 from fvae.metrics.beta_vae import BetaVaeResult, beta_vae_score
+from fvae.metrics.constants import (
+    EXPLICITNESS,
+    GAUSSIAN,
+    INFOMEC,
+    IRS,
+    JEMMIG,
+    MCC,
+    MIG_SUP,
+    MODULARITY,
+    MUTUAL_INFORMATION,
+    TOTAL_CORRELATION,
+    BinsProtocol,
+    ExplicitnessProtocol,
+    InfomecProtocol,
+    IrsProtocol,
+    MigSupProtocol,
+    SamplesProtocol,
+    TotalCorrelationProtocol,
+)
 from fvae.metrics.dci import DciResult, dci_score
+from fvae.metrics.downstream import DownstreamResult, downstream_score
 from fvae.metrics.explicitness import ExplicitnessResult, explicitness_score
 from fvae.metrics.factor_vae import FactorVaeResult, factor_vae_score
 from fvae.metrics.factors import Factors
@@ -21,32 +41,20 @@ from fvae.metrics.mutual_information import MutualInformationResult, mutual_info
 from fvae.metrics.protocols import (
     BETA_VAE,
     DCI,
-    EXPLICITNESS,
+    DCI_PROTOCOLS,
+    DOWNSTREAM,
     FACTOR_VAE,
-    GAUSSIAN,
-    INFOMEC,
-    IRS,
-    JEMMIG,
-    MCC,
     MIG,
-    MIG_SUP,
-    MODULARITY,
-    MUTUAL_INFORMATION,
     PROTOCOLS,
     SAP,
-    TOTAL_CORRELATION,
     BetaVaeProtocol,
-    BinsProtocol,
+    BoostedDciProtocol,
     DciProtocol,
-    ExplicitnessProtocol,
+    DownstreamProtocol,
     FactorVaeProtocol,
-    InfomecProtocol,
-    IrsProtocol,
+    LinearDciProtocol,
     MigProtocol,
-    MigSupProtocol,
-    SamplesProtocol,
     SapProtocol,
-    TotalCorrelationProtocol,
 )
 from fvae.metrics.sampling import needed
 from fvae.metrics.sap import SapResult, sap_score
@@ -57,6 +65,8 @@ from fvae.registry import METRICS
 __all__ = [
     "BETA_VAE",
     "DCI",
+    "DCI_PROTOCOLS",
+    "DOWNSTREAM",
     "FACTOR_VAE",
     "METRICS",
     "MIG",
@@ -65,11 +75,15 @@ __all__ = [
     "TOTAL_CORRELATION",
     "BetaVaeProtocol",
     "BetaVaeResult",
+    "BoostedDciProtocol",
     "DciProtocol",
     "DciResult",
+    "DownstreamProtocol",
+    "DownstreamResult",
     "FactorVaeProtocol",
     "FactorVaeResult",
     "Factors",
+    "LinearDciProtocol",
     "MigProtocol",
     "MigResult",
     "SapProtocol",
@@ -78,6 +92,7 @@ __all__ = [
     "TotalCorrelationResult",
     "beta_vae_score",
     "dci_score",
+    "downstream_score",
     "factor_vae_score",
     "mig_score",
     "needed",

@@ -14,7 +14,7 @@ from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from fvae.errors import UserError
-from fvae.metrics.protocols import CENTRALITY, UDR
+from fvae.metrics.constants import CENTRALITY, UDR
 
 Matrix = np.ndarray
 

@@ -7,12 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from fvae.device import as_imported
 from fvae.metrics.factors import Labels
-from fvae.metrics.protocols import DCI, DciProtocol
-from fvae.metrics.samples import draw
+from fvae.metrics.predict import boosted, score_of
+from fvae.metrics.protocols import (
+    DCI_PROTOCOLS,
+    BoostedDciProtocol,
+    DciProtocol,
+    LinearDciProtocol,
+    lookup,
+)
+from fvae.metrics.samples import Draw, draw
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +30,11 @@ class DciResult:
     Attributes:
         score: disentanglement: does each dimension matter to one factor only?
         completeness: does each factor need one dimension only?
-        informativeness: mean test accuracy of the forests; chance is the mean of 1 / n_k. Of a
-            real-valued factor R^2, at least 0, stands for the accuracy.
+        informativeness: mean test accuracy of the trees; chance is the mean of 1 / n_k. Of a
+            real-valued factor R^2, at least 0, stands for the accuracy. Under "linear" 1 less the
+            mean error, that of a guess of the mean being 1.
         importance: float64 ``[d, K]``, importance of dimension j to factor k; a column sums to 1,
-            or to 0 where the forest found nothing to split.
+            or to 0 where nothing was learnt. Under "linear" the sizes of the weights.
         protocol: the constants.
         ceiling: the greatest score of any code of d dimensions: below 1 where d < K, since a
             dimension then has to matter to several factors.
@@ -36,7 +45,7 @@ class DciResult:
     completeness: float
     informativeness: float
     importance: np.ndarray
-    protocol: DciProtocol
+    protocol: DciProtocol | BoostedDciProtocol | LinearDciProtocol
     ceiling: float = 1.0
     note: str = ""
 
@@ -48,15 +57,23 @@ def dci_score(
     seed: int = 0,
     *,
     factors: Labels | None = None,
+    protocol: str = "forest",
 ) -> DciResult:
-    """D = sum_j rho_j (1 - H_K(P_j)), C = mean_k (1 - H_d(P'_k)), I = mean test accuracy.
+    """D = sum_j rho_j (1 - H_K(P_j)), C = sum_k rho'_k (1 - H_d(P'_k)), I = mean test accuracy.
 
-    R[j, k] is the impurity importance of dimension j in a random forest that predicts factor k
-    from all dimensions. P_j is row j of R divided by its sum, H_K its entropy to base K, rho_j
-    the row's share of all R; P'_k is column k, H_d its entropy to base d. The forests (all
-    dimensions tried at each split) stand in for the boosted trees of Locatello et al. 2019, which
-    take minutes, so the numbers are not comparable with theirs. A real-valued factor has a forest
-    of regression trees with the same constants.
+    R[j, k] is the importance of dimension j to factor k, which is predicted from all dimensions.
+    P_j is row j of R divided by its sum, H_K its entropy to base K, rho_j the row's share of all
+    R; P'_k is column k, H_d its entropy to base d, rho'_k its share. What predicts:
+
+    - "forest": a random forest (all dimensions tried at each split), R its impurity importance.
+    - "locatello2019": boosted trees (:func:`fvae.ops.boosted_trees`), R likewise, as that study
+      has them.
+    - "linear": L1 regression of the factor's value (a class is its number), standardised, on the
+      standardised codes; R is the size of the weights, I = mean over factors of 1 - min(1, root
+      mean squared error on test images in units of the training sample's deviation).
+
+    Numbers of different protocols are not comparable. A real-valued factor has regression trees
+    with the same constants.
 
     The samples are 10,000 images to train and 5,000 to test: of a grid drawn with replacement, of
     labels disjoint, and fewer where there are fewer (two thirds to train).
@@ -70,6 +87,7 @@ def dci_score(
         factors: of any rows, in place of the sizes: labels ``[N, K]`` (or ``[N]``) of the codes'
             rows, or a :class:`fvae.metrics.Factors`, which says what is a class and what is
             real-valued.
+        protocol: a name in :data:`fvae.metrics.DCI_PROTOCOLS`.
 
     Returns:
         A :class:`DciResult`. Codes that are all constant score 0, with completeness 0. With one
@@ -77,39 +95,66 @@ def dci_score(
 
     Raises:
         UserError: an argument has the wrong shape, dtype or value, a code that is read is not
-            finite, or a factor has too few rows a value.
+            finite, a factor has too few rows a value, or there is no such protocol.
 
-    Source: Eastwood & Williams 2018, with random forests, one of the paper's two regressors.
+    Source: Eastwood & Williams 2018, whose regressors are the lasso and random forests; Locatello
+    et al. 2019.
     """
-    train, test = draw(codes, factor_sizes, factors, seed, DCI.train_samples, DCI.test_samples)
-    importance = np.empty((train.codes.shape[1], len(train.sizes)))
-    accuracy = np.empty(len(train.sizes))
-    for k, size in enumerate(train.sizes):
-        forest = (RandomForestClassifier if size else RandomForestRegressor)(
-            DCI.trees,
-            max_features=None,
-            min_samples_leaf=DCI.min_samples_leaf,
-            random_state=DCI.random_state,
-            n_jobs=torch.get_num_threads(),  # the trees are the same for any number
-        ).fit(train.codes, train.labels[k])
-        importance[:, k] = forest.feature_importances_
-        accuracy[k] = _test_score(forest, test.codes, test.labels[k])
+    of = lookup(DCI_PROTOCOLS, "dci", protocol)
+    train, test = draw(codes, factor_sizes, factors, seed, of.train_samples, of.test_samples)
+    if isinstance(of, DciProtocol):
+        importance, informed = _forests(of, train, test)
+    elif isinstance(of, BoostedDciProtocol):
+        importance, predicted = boosted(train, test, of.stages, of.rate)
+        informed = np.array(list(map(score_of, predicted, test.labels)))
+    else:
+        importance, informed = _lasso(of, train, test)
     return DciResult(
         score=_one_sided(importance),
         completeness=_one_sided(importance.T),
-        informativeness=float(accuracy.mean()),
+        informativeness=float(informed.mean()),
         importance=importance,
-        protocol=DCI,
-        ceiling=_ceiling(importance),
+        protocol=of,
+        ceiling=_ceiling(importance) if protocol != "linear" else 1.0,
         note="one factor: there is none to confuse it with" if len(train.sizes) == 1 else "",
     )
 
 
-def _test_score(forest: Any, codes: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy, or R^2, which is 0 where the regression is no better than the mean."""
-    if labels.dtype.kind == "f" and not labels.max() > labels.min():
-        return 0.0
-    return max(0.0, float(forest.score(codes, labels)))
+def _forests(of: DciProtocol, train: Draw, test: Draw) -> tuple[np.ndarray, np.ndarray]:
+    """Importance [d, K] and test score [K] of a forest for each factor."""
+    importance = np.empty((train.codes.shape[1], len(train.sizes)))
+    informed = np.empty(len(train.sizes))
+    for k, size in enumerate(train.sizes):
+        forest: Any = (RandomForestClassifier if size else RandomForestRegressor)(
+            of.trees,
+            max_features=None,
+            min_samples_leaf=of.min_samples_leaf,
+            random_state=of.random_state,
+            n_jobs=torch.get_num_threads(),  # the trees are the same for any number
+        ).fit(train.codes, train.labels[k])
+        importance[:, k] = forest.feature_importances_
+        informed[k] = score_of(forest.predict(test.codes), test.labels[k])
+    return importance, informed
+
+
+def _lasso(of: LinearDciProtocol, train: Draw, test: Draw) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes of the weights [d, K], and 1 - error [K], of an L1 regression for each factor."""
+    (x, unseen), (y, labels) = (
+        _standardised(a.astype(float), b.astype(float))
+        for a, b in ((train.codes, test.codes), (train.labelled, test.labelled))
+    )
+    models = [Lasso(of.penalty).fit(x, column) for column in y.T]
+    predicted = np.stack([model.predict(unseen) for model in models], axis=1)
+    errors = np.sqrt(((predicted - labels) ** 2).mean(0))
+    weights = np.stack([np.abs(m.coef_) for m in models], axis=1)
+    return weights, 1 - np.minimum(1, errors)
+
+
+def _standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both in units of the first's deviation from its mean; a constant column is 0."""
+    varies = train.max(0) > train.min(0)
+    scale = np.where(varies, train.std(0), 1)
+    return tuple(np.where(varies, (x - train.mean(0)) / scale, 0) for x in (train, test))
 
 
 def _ceiling(importance: np.ndarray) -> float:

@@ -10,9 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from fvae.device import as_imported
+from fvae.metrics.constants import EXPLICITNESS, ExplicitnessProtocol
 from fvae.metrics.factors import Factors, Labels, Unsuited, factors_of
 from fvae.metrics.histogram import binned
-from fvae.metrics.protocols import EXPLICITNESS, ExplicitnessProtocol
 from fvae.metrics.samples import Draw, draw
 
 

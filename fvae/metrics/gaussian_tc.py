@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from fvae.device import as_imported
+from fvae.metrics.constants import GAUSSIAN, SamplesProtocol
 from fvae.metrics.factors import Labels
-from fvae.metrics.protocols import GAUSSIAN, SamplesProtocol
 from fvae.metrics.samples import draw_codes
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fvae.device import as_imported
 from fvae.metrics import nearest
+from fvae.metrics.constants import INFOMEC, InfomecProtocol
 from fvae.metrics.factors import Labels
 from fvae.metrics.histogram import xlogx
-from fvae.metrics.protocols import INFOMEC, InfomecProtocol
 from fvae.metrics.samples import Draw, draw
 
 

@@ -7,9 +7,9 @@ import numpy as np
 from torch import Tensor
 
 from fvae.device import as_imported
+from fvae.metrics.constants import JEMMIG, BinsProtocol
 from fvae.metrics.factors import Labels
 from fvae.metrics.histogram import information
-from fvae.metrics.protocols import JEMMIG, BinsProtocol
 from fvae.metrics.samples import Draw, draw
 
 

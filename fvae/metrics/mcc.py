@@ -9,8 +9,8 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from fvae.device import as_imported
+from fvae.metrics.constants import MCC, SamplesProtocol
 from fvae.metrics.factors import Labels
-from fvae.metrics.protocols import MCC, SamplesProtocol
 from fvae.metrics.samples import draw
 
 

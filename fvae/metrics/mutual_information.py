@@ -7,9 +7,9 @@ import numpy as np
 from torch import Tensor
 
 from fvae.device import as_imported
+from fvae.metrics.constants import MUTUAL_INFORMATION, BinsProtocol
 from fvae.metrics.factors import Labels
 from fvae.metrics.histogram import between_dimensions
-from fvae.metrics.protocols import MUTUAL_INFORMATION, BinsProtocol
 from fvae.metrics.samples import draw_codes
 
 

@@ -1,13 +1,27 @@
 """The metrics of this package; to add one, add an entry."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from fvae.metrics import sampling
 from fvae.metrics.beta_vae import beta_vae_score
+from fvae.metrics.constants import (
+    EXPLICITNESS,
+    GAUSSIAN,
+    INFOMEC,
+    IRS,
+    JEMMIG,
+    MCC,
+    MIG_SUP,
+    MODULARITY,
+    MUTUAL_INFORMATION,
+    TOTAL_CORRELATION,
+)
 from fvae.metrics.dci import dci_score
+from fvae.metrics.downstream import downstream_score
 from fvae.metrics.explicitness import explicitness_score
 from fvae.metrics.factor_vae import factor_vae_score
 from fvae.metrics.factors import Factors
@@ -20,22 +34,7 @@ from fvae.metrics.mig import mig_score
 from fvae.metrics.mig_sup import mig_sup_score
 from fvae.metrics.modularity import modularity_score
 from fvae.metrics.mutual_information import mutual_information_score
-from fvae.metrics.protocols import (
-    DCI,
-    EXPLICITNESS,
-    GAUSSIAN,
-    INFOMEC,
-    IRS,
-    JEMMIG,
-    MCC,
-    MIG,
-    MIG_SUP,
-    MODULARITY,
-    MUTUAL_INFORMATION,
-    PROTOCOLS,
-    SAP,
-    TOTAL_CORRELATION,
-)
+from fvae.metrics.protocols import DCI, DCI_PROTOCOLS, DOWNSTREAM, MIG, PROTOCOLS, SAP
 from fvae.metrics.sap import sap_score
 from fvae.metrics.total_correlation import total_correlation_score
 from fvae.metrics.wasserstein import wasserstein_score
@@ -81,6 +80,19 @@ for _entry in (
     Metric(
         "dci", "disentanglement of DCI", _of_samples(dci_score),
         _sampled(DCI.train_samples, DCI.test_samples),
+    ),
+    *(
+        Metric(
+            f"dci_{name}", f"disentanglement of DCI by {by}",
+            _of_samples(partial(dci_score, protocol=name)),
+            _sampled(DCI_PROTOCOLS[name].train_samples, DCI_PROTOCOLS[name].test_samples),
+            usual=False,
+        )
+        for name, by in (("locatello2019", "boosted trees"), ("linear", "L1 regression"))
+    ),
+    Metric(
+        "downstream", "downstream accuracy", _of_samples(downstream_score),
+        _sampled(max(DOWNSTREAM.labels), DOWNSTREAM.test_samples), usual=False,
     ),
     Metric(
         "modularity", "modularity (does each dimension know one factor?)",

@@ -10,8 +10,8 @@ from fvae import ops, philox
 from fvae.device import as_imported
 from fvae.errors import UserError
 from fvae.metrics.checks import codes_of, require_finite, seed_of
+from fvae.metrics.constants import TOTAL_CORRELATION, TotalCorrelationProtocol
 from fvae.metrics.factors import Factors, Labels, factors_of
-from fvae.metrics.protocols import TOTAL_CORRELATION, TotalCorrelationProtocol
 from fvae.metrics.sampling import samples_of
 from fvae.philox import Philox, Stream
 

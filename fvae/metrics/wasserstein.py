@@ -7,9 +7,9 @@ import numpy as np
 from torch import Tensor
 
 from fvae.device import as_imported
+from fvae.metrics.constants import GAUSSIAN, SamplesProtocol
 from fvae.metrics.factors import Labels
 from fvae.metrics.gaussian_tc import covariance_of
-from fvae.metrics.protocols import GAUSSIAN, SamplesProtocol
 from fvae.metrics.samples import draw_codes
 
 

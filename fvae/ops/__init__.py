@@ -33,6 +33,7 @@ from fvae.ops.training import (
     permute_dims,
     reparameterize,
 )
+from fvae.ops.trees import boosted_trees
 
 __all__ = [
     "BACKENDS",
@@ -43,6 +44,7 @@ __all__ = [
     "alias_table",
     "backend_of",
     "bernoulli_nll",
+    "boosted_trees",
     "build_extension",
     "gather_batch",
     "gaussian_nll",

@@ -367,9 +367,12 @@ class _PairwiseTCFunc(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        each = [_mapped(info.batch_size, *p) for p in zip(in_dims[:3], args[:3], strict=True)]
-        given = each[0].shape[:-2]
-        out = pairwise_tc(*(x.flatten(0, -3) for x in each), *args[3:])
+        z, mu, logvar = (
+            _mapped(info.batch_size, *p) for p in zip(in_dims[:3], args[:3], strict=True)
+        )
+        given = z.shape[:-2]
+        each = z.flatten(0, -3), mu.flatten(0, -3), logvar.flatten(0, -3)
+        out = pairwise_tc(*each, args[3], args[4])
         return tuple(t.unflatten(0, given) for t in out), (0, 0, 0)
 
 

@@ -89,3 +89,10 @@ def _(codes, factor_sizes, points, pairs, balanced, seed, step, lane, offsets=No
 def _(codes, factor_sizes, offsets=None, rows=None):
     shape = (codes.shape[0], sum(factor_sizes), codes.shape[2])
     return codes.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.register_fake("fvae::boosted_trees", lib=LIBRARY)
+def _(codes, labels, classes, test, stages, rate):
+    importance = codes.new_empty((len(classes), codes.shape[1]), dtype=torch.float64)
+    scores = sum(n if n > 2 else 1 for n in classes)
+    return importance, codes.new_empty((test.shape[0], scores), dtype=torch.float64)

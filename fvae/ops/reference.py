@@ -7,7 +7,6 @@ float64 where the input is float64.
 Sign convention: logit 0 is "drawn from q(z)" (class 0), logit 1 is "permuted" (class 1).
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from math import prod
 
@@ -18,6 +17,9 @@ from torch import Tensor
 from fvae import philox
 from fvae.ops.alias import aliased
 from fvae.ops.drawing import drawn_rows, fixed_factor, strides, vote_samples
+from fvae.ops.pairs import pairwise_tc as pairwise_tc
+from fvae.ops.pairs import pairwise_tc_backward as pairwise_tc_backward
+from fvae.ops.pairs import wide as wide
 from fvae.philox import Stream
 
 # Row b holds the bits of byte b, lowest first: unpacking is then one table lookup.
@@ -25,11 +27,6 @@ _BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.float32)
 
 # Pairs drawn at a time: bounds the working memory to tens of megabytes.
 _PAIRS_AT_ONCE = 1 << 17
-
-
-def wide(x: Tensor) -> Tensor:
-    """Return x in the dtype that sums are made in: float32, or float64 where x is float64."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def kl_to_prior(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -225,82 +222,6 @@ def pixel_nll_gradient(op: str, out: Tensor, target: Tensor) -> Tensor:
     return ((torch.sigmoid(y) if op == "bernoulli_nll" else y) - x) * (1 / out.shape[-4])
 
 
-# Log densities that are at hand at a time.
-_TERMS_AT_ONCE = 1 << 22
-
-
-def _scores(z: Tensor, mu: Tensor, std: Tensor) -> Tensor:
-    """Standard scores, cut where their square would overflow: no share of such a pair is left."""
-    return ((z - mu) * std).clamp(-1e18, 1e18)
-
-
-def _pairs(
-    z: Tensor, mu: Tensor, logvar: Tensor, log_self: float, log_next: float, log_other: float
-) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Rows of z, their log q(z_ik|x_jk) and standard scores ``[.., n, B, d]``, log weights."""
-    size, dims = z.shape[-2:]
-    std = torch.exp(-0.5 * logvar).unsqueeze(-3)
-    constant = (-0.5 * (math.log(2 * math.pi) + logvar)).unsqueeze(-3)
-    step = max(1, _TERMS_AT_ONCE // (z.shape[:-2].numel() * size * dims))
-    for start in range(0, size, step):
-        rows = slice(start, min(start + step, size))
-        t = _scores(z[..., rows, :].unsqueeze(-2), mu.unsqueeze(-3), std)
-        i = torch.arange(rows.start, rows.stop, device=z.device).unsqueeze(-1)
-        j = torch.arange(size, device=z.device)
-        weights = t.new_full((), log_other).where(j != (i + 1) % size, log_next)
-        yield rows, constant - 0.5 * t * t, t, weights.where(j != i, log_self)
-
-
-def pairwise_tc(
-    z: Tensor, mu: Tensor, logvar: Tensor, log_self: float, log_next: float, log_other: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """log q(z), log prod_j q(z_j), log q(z|x) ``[.., B]`` and log q(z_j) ``[.., B, d]``."""
-    z, mu, logvar = wide(z), wide(mu), wide(logvar)
-    joint, each = [], []
-    for _, logs, _, weights in _pairs(z, mu, logvar, log_self, log_next, log_other):
-        joint.append(torch.logsumexp(logs.sum(-1) + weights, dim=-1))
-        each.append(torch.logsumexp(logs + weights.unsqueeze(-1), dim=-2))
-    log_qz, log_qzj = torch.cat(joint, -1), torch.cat(each, -2)
-    own = _scores(z, mu, torch.exp(-0.5 * logvar))
-    log_qzx = -0.5 * (math.log(2 * math.pi) + logvar + own * own).sum(-1)
-    return log_qz, log_qzj.sum(-1), log_qzx, log_qzj
-
-
-def pairwise_tc_backward(
-    grad_qz: Tensor,
-    grad_prod: Tensor,
-    grad_qzx: Tensor,
-    z: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    log_qz: Tensor,
-    log_qzj: Tensor,
-    log_self: float,
-    log_next: float,
-    log_other: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of z, mu and logvar, through the share of each pair in each sum."""
-    dtype = z.dtype
-    z, mu, logvar = wide(z), wide(mu), wide(logvar)
-    std = torch.exp(-0.5 * logvar)
-    own = _scores(z, mu, std)
-    straight = grad_qzx.unsqueeze(-1)
-    grad_z, grad_mu = -straight * own * std, straight * own * std
-    grad_logvar = 0.5 * straight * (own * own - 1)
-    parts = []
-    for rows, logs, t, weights in _pairs(z, mu, logvar, log_self, log_next, log_other):
-        joint = torch.exp(logs.sum(-1) + weights - log_qz[..., rows].unsqueeze(-1))
-        each = torch.exp(logs + weights.unsqueeze(-1) - log_qzj[..., rows, :].unsqueeze(-2))
-        share = grad_prod[..., rows, None, None] * each
-        share = share + (grad_qz[..., rows].unsqueeze(-1) * joint).unsqueeze(-1)
-        slope = share * t * std.unsqueeze(-3)
-        parts.append(slope.sum(-2))
-        grad_mu = grad_mu + slope.sum(-3)
-        grad_logvar = grad_logvar + 0.5 * (share * (t * t - 1)).sum(-3)
-    grad_z = grad_z - torch.cat(parts, -2)
-    return grad_z.to(dtype), grad_mu.to(dtype), grad_logvar.to(dtype)
-
-
 def metric_votes(
     codes: Tensor,
     factor_sizes: Sequence[int],
@@ -417,3 +338,20 @@ def grouped_variance(
         wide = z.double()
         groups.append((wide - wide[:, :1]).var(dim=1, correction=0))
     return torch.stack(groups, dim=1).float()
+
+
+def boosted_trees(
+    codes: Tensor, labels: Tensor, classes: list[int], test: Tensor, stages: int, rate: float
+) -> tuple[Tensor, Tensor]:
+    """Importance ``[K, d]`` and scores ``[T, S]``, float64, of scikit-learn's boosted trees."""
+    from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
+
+    x, unseen = codes.cpu().numpy(), test.cpu().numpy()
+    importance, scores = [], []
+    for size, y in zip(classes, labels.cpu().numpy(), strict=True):
+        kind = GradientBoostingClassifier if size else GradientBoostingRegressor
+        model = kind(n_estimators=stages, learning_rate=rate, random_state=0).fit(x, y)
+        found = model.decision_function(unseen) if size else model.predict(unseen)
+        importance.append(torch.from_numpy(model.feature_importances_))
+        scores.append(torch.from_numpy(found.reshape(len(unseen), -1)))
+    return torch.stack(importance).to(codes.device), torch.cat(scores, dim=1).to(codes.device)

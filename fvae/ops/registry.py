@@ -42,6 +42,8 @@ SCHEMAS = {
     " -> (Tensor, Tensor)",
     "grouped_variance": "(Tensor codes, int[] factor_sizes, Tensor? offsets=None,"
     " Tensor? rows=None) -> Tensor",
+    "boosted_trees": "(Tensor codes, Tensor labels, int[] classes, Tensor test, int stages,"
+    " float rate) -> (Tensor, Tensor)",
 }
 
 #: The ops of the library: those of a training step in its order, then those of the metrics.
@@ -56,11 +58,17 @@ OPS = (
     "metric_votes",
     "pair_features",
     "grouped_variance",
+    "boosted_trees",
 )
 #: Those of the metrics, which the C++/CUDA extension has.
-METRICS = OPS[-3:]
+METRICS = OPS[-4:]
+#: Those of them that its CUDA part does not have.
+CPU_ONLY = ("boosted_trees",)
 #: Device type -> registered ops that the extension has for it.
-EXTENSION = {"cpu": (*METRICS, "pairwise_tc", "pairwise_tc_backward"), "cuda": METRICS}
+EXTENSION = {
+    "cpu": (*METRICS, "pairwise_tc", "pairwise_tc_backward"),
+    "cuda": tuple(name for name in METRICS if name not in CPU_ONLY),
+}
 
 
 def _triton(name: str) -> Callable[..., Any]:

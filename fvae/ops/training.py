@@ -1,7 +1,7 @@
 """The ops of a training step, in its order."""
 
 from collections.abc import Sequence
-from math import inf, log, prod
+from math import prod
 from typing import Literal, Protocol, TypeGuard, overload
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fvae.ops import autograd, reference
 from fvae.ops.checks import FLOATS, check_float, check_same, keys
+from fvae.ops.pairs import pair_weights
 from fvae.ops.registry import implementation
 from fvae.philox import Philox
 from fvae.scalars import integer
@@ -385,27 +386,5 @@ def pairwise_tc(
     check_float("z", z, (2, 3), "[B, d] or [M, B, d]")
     check_same("mu", mu, "z", z)
     check_same("logvar", logvar, "z", z)
-    weights = _pair_weights(z.shape[-2], dataset_size, sampling)
+    weights = pair_weights(z.shape[-2], dataset_size, sampling)
     return autograd.pairwise_tc(z, mu, logvar, weights, backend)
-
-
-def _pair_weights(
-    batch: int, dataset_size: int | None, sampling: str
-) -> tuple[float, float, float]:
-    """log w_ij where j = i, where j = i + 1, and elsewhere."""
-    if sampling not in ("weighted", "stratified"):
-        raise ValueError(f"sampling: got {sampling!r}, expected 'weighted' or 'stratified'")
-    if dataset_size is None:
-        return (-log(batch),) * 3
-    total, others = integer("dataset_size", dataset_size), batch - 1
-    least = max(1, others if sampling == "stratified" else 1)
-    if total < least:
-        raise ValueError(
-            f"dataset_size: got {total}, expected at least {least} for batches of {batch}"
-        )
-    if sampling == "weighted":
-        return (-log(total * batch),) * 3
-    if not others:
-        return -log(total), 0.0, 0.0
-    following = log((total - others) / (total * others)) if total > others else -inf
-    return -log(total), following, -log(others)

@@ -21,7 +21,7 @@ from fvae.evaluate import posteriors
 from fvae.files import write_atomically
 from fvae.metrics import across
 from fvae.metrics.across import ACROSS, Codes
-from fvae.metrics.protocols import CENTRALITY, UDR
+from fvae.metrics.constants import CENTRALITY, UDR
 from fvae.models.infogan import InfoGAN
 from fvae.models.vae import VAE
 from fvae.philox import Philox, Stream

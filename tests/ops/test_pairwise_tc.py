@@ -11,7 +11,7 @@ from shared import SHAPES, assert_close, needs_extension, threads
 from torch.library import opcheck
 
 from fvae import ops
-from fvae.ops.training import _pair_weights
+from fvae.ops.pairs import pair_weights
 
 BACKENDS = ["reference", pytest.param("cpp", marks=needs_extension)]
 MODES = [(None, "weighted"), (1000, "weighted"), (1000, "stratified")]
@@ -69,7 +69,7 @@ def test_equals_a_loop_over_all_pairs(mode, backend):
 @pytest.mark.parametrize("shape", [*SHAPES, (3, 33, 5), (300, 2)])
 def test_the_extension_equals_the_reference(shape, dtype):
     batch = _batch(*shape, dtype=dtype)
-    weights = _pair_weights(shape[-2], 1000, "stratified")
+    weights = pair_weights(shape[-2], 1000, "stratified")
     run = {name: ops.BACKENDS[name] for name in ("cpp", "reference")}
     both = [table["pairwise_tc"](*batch, *weights) for table in run.values()]
     exact = torch.float64 if dtype == torch.float64 else torch.float32
@@ -172,9 +172,9 @@ def test_stratified_batches_have_the_density_as_their_mean():
 
 def test_weights_of_a_row_sum_to_what_they_stand_for():
     for batch, total in ((2, 2), (5, 9), (64, 63), (64, 737_280)):
-        own, following, others = (math.exp(w) for w in _pair_weights(batch, total, "stratified"))
+        own, following, others = (math.exp(w) for w in pair_weights(batch, total, "stratified"))
         assert own + following + (batch - 2) * others == pytest.approx(1)
-    assert math.exp(_pair_weights(64, 737_280, "weighted")[0]) == pytest.approx(1 / 737_280 / 64)
+    assert math.exp(pair_weights(64, 737_280, "weighted")[0]) == pytest.approx(1 / 737_280 / 64)
 
 
 def test_transforms():

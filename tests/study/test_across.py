@@ -20,7 +20,7 @@ from fvae import data, evaluate, report
 from fvae.config import StudyConfig, TrainConfig
 from fvae.errors import UserError
 from fvae.metrics.across import ACROSS, Codes
-from fvae.metrics.protocols import CENTRALITY, UDR, CentralityProtocol
+from fvae.metrics.constants import CENTRALITY, UDR, CentralityProtocol
 from fvae.report import run as report_run
 from fvae.study import across, study, tables
 from fvae.study.grid import expand
