@@ -153,8 +153,9 @@ def _lasso(of: LinearDciProtocol, train: Draw, test: Draw) -> tuple[np.ndarray, 
 def _standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both in units of the first's deviation from its mean; a constant column is 0."""
     varies = train.max(0) > train.min(0)
-    scale = np.where(varies, train.std(0), 1)
-    return tuple(np.where(varies, (x - train.mean(0)) / scale, 0) for x in (train, test))
+    mean, scale = train.mean(0), np.where(varies, train.std(0), 1)
+    first, second = (np.where(varies, (x - mean) / scale, 0) for x in (train, test))
+    return first, second
 
 
 def _ceiling(importance: np.ndarray) -> float:

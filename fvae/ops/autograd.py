@@ -339,14 +339,10 @@ class _PairwiseTC(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        z, mu, logvar, log_qz, log_qzj = ctx.saved_tensors
         if torch.is_grad_enabled():
-            *_, log_qzj = found = reference.pairwise_tc(z, mu, logvar, *ctx.weights)
-            log_qz, run = found[0], reference.pairwise_tc_backward
-        else:
-            run = implementation("pairwise_tc_backward", ctx.backend)
-        found = run(*grads, z, mu, logvar, log_qz, log_qzj, *ctx.weights)
-        return *found, None, None
+            return *_pairwise_gradients(grads, ctx.saved_tensors[:3], ctx.weights), None, None
+        run = implementation("pairwise_tc_backward", ctx.backend)
+        return *run(*grads, *ctx.saved_tensors, *ctx.weights), None, None
 
 
 class _PairwiseTCFunc(torch.autograd.Function):
@@ -361,9 +357,7 @@ class _PairwiseTCFunc(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        log_qz, _, _, log_qzj = reference.pairwise_tc(*ctx.saved_tensors, *ctx.weights)
-        run = reference.pairwise_tc_backward
-        return *run(*grads, *ctx.saved_tensors, log_qz, log_qzj, *ctx.weights), None, None
+        return *_pairwise_gradients(grads, ctx.saved_tensors, ctx.weights), None, None
 
     @staticmethod
     def vmap(info, in_dims, *args):
@@ -374,6 +368,13 @@ class _PairwiseTCFunc(torch.autograd.Function):
         each = z.flatten(0, -3), mu.flatten(0, -3), logvar.flatten(0, -3)
         out = pairwise_tc(*each, args[3], args[4])
         return tuple(t.unflatten(0, given) for t in out), (0, 0, 0)
+
+
+def _pairwise_gradients(grads, batch, weights):
+    run: Callable[..., Any] = reference.pairwise_tc
+    log_qz, _, _, log_qzj = run(*batch, *weights)
+    run = reference.pairwise_tc_backward
+    return run(*grads, *batch, log_qz, log_qzj, *weights)
 
 
 def pairwise_tc(

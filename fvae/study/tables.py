@@ -161,8 +161,7 @@ def best_table(groups: dict[str, Rows], scores: Sequence[str]) -> str:
     """
     means = [
         {n: "" if (both := mean_std(rows, n)) is None else both[0] for n in scores}
-        | {"setting": setting}
-        for setting, rows in groups.items()
+        for rows in groups.values()
     ]
     judges = [n for n in scores if n in ACROSS and any(row[n] != "" for row in means)]
     if not judges:
@@ -171,11 +170,13 @@ def best_table(groups: dict[str, Rows], scores: Sequence[str]) -> str:
                 and any(row[n] != "" for row in means)]  # fmt: skip
     lines = []
     for judge in judges:
-        best = max((row for row in means if row[judge] != ""), key=lambda row: row[judge])
-        cells = [judge, html.escape(best["setting"]), _shown(judge, best[judge])]
+        pairs = zip(means, groups, strict=True)
+        scored = [(float(row[judge]), s) for row, s in pairs if row[judge] != ""]
+        value, setting = max(scored, key=lambda one: one[0])
+        cells = [judge, html.escape(setting), _shown(judge, value)]
         for name in labelled:
-            value, n = correlation(means, judge, name)
-            cells.append(_NONE if value is None else f"{value:.2f} ({n})".replace("-", "&minus;"))
+            rank, n = correlation(means, judge, name)
+            cells.append(_NONE if rank is None else f"{rank:.2f} ({n})".replace("-", "&minus;"))
         lines.append(cells)
     beside = (
         " Under each supervised score: the rank correlation of the settings' means with it, and of"

@@ -6,6 +6,7 @@ units are those of :mod:`fvae.training.objectives`.
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def beta_tcvae(
     target: Tensor | None = None,
     draws: World = _ALONE,
     *,
-    tc_sampling: str = "weighted",
+    tc_sampling: Literal["weighted", "stratified"] = "weighted",
     dataset_size: int | None = None,
 ) -> Terms:
     """loss = recon + mi + beta * tc + dim_kl, the three parts of the KL as a batch estimates them.
