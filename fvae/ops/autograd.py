@@ -371,10 +371,10 @@ class _PairwiseTCFunc(torch.autograd.Function):
 
 
 def _pairwise_gradients(grads, batch, weights):
-    run: Callable[..., Any] = reference.pairwise_tc
-    log_qz, _, _, log_qzj = run(*batch, *weights)
-    run = reference.pairwise_tc_backward
-    return run(*grads, *batch, log_qz, log_qzj, *weights)
+    forward: Callable[..., Any] = reference.pairwise_tc
+    backward: Callable[..., Any] = reference.pairwise_tc_backward
+    log_qz, _, _, log_qzj = forward(*batch, *weights)
+    return backward(*grads, *batch, log_qz, log_qzj, *weights)
 
 
 def pairwise_tc(
