@@ -117,7 +117,9 @@ def _page(out: Path, rows: Rows, scores: Sequence[str], kept: dict, asked: Asked
         sections.append(("Total correlation over training", curves))
     if done:
         said = tables.ceilings(out, done, protocol) if protocol else ""
-        compared = tables.setting_table(groups, scores, protocol, said)
+        # The table leaves out scores that no setting has; its note speaks of them.
+        named = [*scores, *(n for n in across_of(settings) if n not in scores)]
+        compared = tables.setting_table(groups, named, protocol, said)
         sections.append(("Settings compared", compared))
     if best := tables.best_table(groups, scores):
         sections.append(("Best without labels", best))

@@ -197,7 +197,8 @@ SORTING = """<style>
 .sortable th[aria-sort=ascending] button::after { content: " \\2191"; color: #222; }
 .sortable th[aria-sort=descending] button::after { content: " \\2193"; color: #222; }
 .sortable td, .matrix td { white-space: nowrap; }
-.matrix th, .matrix td { padding: .2rem .5rem; } .matrix td { text-align: right; }
+.matrix { font-size: 13px; } .matrix th, .matrix td { padding: .2rem .4rem; }
+.matrix td { text-align: right; }
 </style><script>
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];

@@ -91,6 +91,7 @@ def test_a_set_without_factors_has_scores_of_its_seeds(small, tmp_path, monkeypa
                       (folder / "study.html").read_bytes())  # fmt: skip
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_scored_again(small, tmp_path, monkeypatch):
     folder, scored = tmp_path / "a", []
     real = across._scores
