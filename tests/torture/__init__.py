@@ -82,7 +82,7 @@ class Child:
         self._files = [streams.get(name) or tempfile.TemporaryFile() for name in ("out", "err")]
         sys.stdout.flush()
         sys.stderr.flush()
-        self._before = _resident()
+        self._before, self._own = _resident(), _own()
         self._started = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
@@ -98,8 +98,9 @@ class Child:
     def wait(self, kill_after: float | None = None, limit: float = 4 * SECONDS) -> Outcome:
         """Wait for its end, and kill what it started; the arguments are those of in_child."""
         ends = self._started + (limit if kill_after is None else kill_after)
-        killed = False
+        killed, most = False, 0.0
         while True:
+            most = max(most, _own(self.pid))
             done, status, usage = os.wait4(self.pid, os.WNOHANG)
             if done:
                 break
@@ -116,7 +117,8 @@ class Child:
             with file:
                 kept = file.seekable() and file.readable() and not file.seek(0)
                 texts.append(file.read().decode(errors="backslashreplace") if kept else "")
-        memory = max(0.0, usage.ru_maxrss * 1024.0 - self._before)
+        # A fork has not mapped the libraries' pages that its parent has: what is its own counts.
+        memory = max(0.0, usage.ru_maxrss * 1024.0 - self._before, most - self._own)
         work = usage.ru_utime + usage.ru_stime
         return Outcome(os.waitstatus_to_exitcode(status), *texts, seconds, memory, work)
 
@@ -171,6 +173,16 @@ def _be_child(work: Callable[[], int], out: int, err: int) -> None:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def _own(pid: int | str = "self") -> float:
+    """Bytes of a process that no file holds; 0 of one that has ended."""
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            _, resident, shared = map(int, file.read().split()[:3])
+    except OSError:
+        return 0.0
+    return (resident - shared) * float(resource.getpagesize())
 
 
 def _resident() -> float:

@@ -76,16 +76,17 @@ def _run_of(shared):
 
 
 @sample("streams", f"Ctrl-C {', '.join(map(str, _DELAYS))} s after the start of eval",
-        "no traceback; at most one line")  # fmt: skip
+        "at most one line; no traceback, but where Python itself still starts")  # fmt: skip
 def _(place):
     found = _interrupted(place.shared)
     right = all(
         status in (0, 128 + signal.SIGINT, -signal.SIGINT)
         and "Traceback" not in errors
         and errors.count("\n") <= 1
+        or ("Traceback" in errors and f"{os.sep}fvae{os.sep}" not in errors)
         for status, errors in found
     )
-    said = [errors.strip() for _, errors in found if errors]
+    said = [errors.strip()[-300:] for _, errors in found if errors]
     return f"ended with {', '.join(str(status) for status, _ in found)} {said or ''}", right
 
 
