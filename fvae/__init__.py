@@ -1,9 +1,11 @@
 """FVAE: train, score and look at FactorVAE and its baselines, at hardware speed."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # that of `typing`, whose import takes a while in which Ctrl-C is not quiet
 if TYPE_CHECKING:
+    from typing import Any
+
     from fvae import data, metrics, ops
     from fvae.philox import Philox
     from fvae.training.checkpoint import load
@@ -12,7 +14,7 @@ __all__ = ["Philox", "data", "load", "metrics", "ops"]
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     # Imported when first used: an op in somebody's loop should not wait for scikit-learn, h5py and
     # safetensors, nor the command's first line for PyTorch.
     if name in ("data", "metrics", "ops"):

@@ -86,13 +86,16 @@ def abandon(number: int) -> None:
 _waiting = False
 
 
-def end_at_once() -> None:
+def end_at_once(already: bool = False) -> None:
     """Let Ctrl-C end the process without a word, while there is nothing yet to clean up.
 
     An exception in the middle of somebody's import would come out as another, or as a traceback.
+
+    Args:
+        already: it does, where it would have raised KeyboardInterrupt.
     """
     global _waiting
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if already or signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         _waiting = True
 

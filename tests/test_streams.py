@@ -81,6 +81,22 @@ def test_ctrl_c_while_it_starts_is_quiet(delay, trained):
     assert "Traceback" not in err and err.count("\n") <= 1
 
 
+def test_ctrl_c_before_the_first_import_is_quiet():
+    program = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'fvae.streams':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from fvae.__main__ import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 @pytest.mark.parametrize("ignored", [False, True])
 def test_the_loss_of_the_terminal(ignored, tmp_path):
     folder, steps = tmp_path / "a", 300 if ignored else 100_000

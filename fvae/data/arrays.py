@@ -18,6 +18,7 @@ from fvae.errors import UserError
 SUFFIXES = (".npz", ".npy", ".h5", ".hdf5")
 
 _LARGEST = 1 << 30  # bytes of an array that is read whole
+_DEFLATED = 1100  # times its size a file may unpack to; deflate makes zeros 1,032 times smaller
 _PIECE = 1 << 25  # bytes that are read at once
 
 
@@ -152,17 +153,25 @@ def _unreadable(key: str, shape: tuple[int, ...], message: str) -> Array:
 
 def _datasets(file: h5py.File) -> dict[str, Array]:
     found: dict[str, Array] = {}
+    most = file.id.get_filesize() * _DEFLATED
 
     def add(key: str, item: object) -> None:
         if isinstance(item, h5py.Dataset) and item.shape:
-            found[key] = _dataset(key, item)
+            found[key] = _dataset(key, item, most)
 
     file.visititems(add)  # links into other files are not followed
     return found
 
 
-def _dataset(key: str, data: h5py.Dataset) -> Array:
+def _dataset(key: str, data: h5py.Dataset, most: int) -> Array:
+    """An array, of which the file holds at most so many bytes."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        if data.nbytes > most:  # rows that were never written read as zeros, without end
+            raise EOFError(f"{key} ends early")
+        return data[start:stop]
+
     if h5py.check_string_dtype(data.dtype):
         text = data.asstr()
         return Array(key, data.shape, np.dtype("U"), lambda a, b: np.asarray(text[a:b], "U"))
-    return Array(key, data.shape, data.dtype, lambda a, b: data[a:b])
+    return Array(key, data.shape, data.dtype, read)

@@ -28,6 +28,7 @@ _USUAL_NAMES = ("factor_names", "latents_names", "label_names", "class_names", "
 _AFTER = {"images": "labels", "imgs": "labels", "image": "label", "x": "y"}
 
 _SHAPES = "[N, H, W], [N, H, W, C] or [N, C, H, W]"
+_LARGEST = 1 << 28  # bytes of an image: a small file may claim to unpack to any size
 _SMALLEST = 8  # pixels on a side below which a guess takes an array for something else
 _SHOWN = 8  # arrays that an error names
 
@@ -63,6 +64,11 @@ def convert_arrays(
         layout = _layout(array)
         known = _factors(arrays, array, factors, path)
         count, each = len_and_bytes(array)
+        if each > _LARGEST:
+            raise UserError(
+                f"{array}: an image would take {each / 1e9:.1f} GB, and at most"
+                f" {_LARGEST / 1e9:.1f} GB are read; make them smaller"
+            )
         # A few bytes may claim any number of images: before all of them are looked at.
         partial.check_space(count * prod(array.shape[1:]) // 8)
         scale = _scale(path, array)

@@ -92,6 +92,12 @@ def _claims(folder):
     """Files that claim to hold far more than they do."""
     many = (117_000_000, 64, 64)
     _npz(folder / "images.npz", images=header(many) + bytes(100))
+    wide = (1, 8_000, 50_000)  # one image of 400 MB, which deflates to 2 MB
+    with zipfile.ZipFile(folder / "wide.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        with file.open("images.npy", "w") as member:
+            member.write(header(wide))
+            for _ in range(8):
+                member.write(bytes(50_000_000))
     _npz(folder / "labels.npz", images=_array(), labels=header((8, 10**10), "<f8"))
     _npz(
         folder / "dsprites.npz", imgs=header((737280, 64, 64)), latents_classes=header((737280, 6))

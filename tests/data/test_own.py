@@ -340,6 +340,12 @@ def test_a_false_header_costs_nothing(tmp_path):
     assert "GB, more than is free" in refusal_of_the_disk(tmp_path / "a.h5")
 
 
+def test_rows_that_were_never_written_are_not_read(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:  # 4 GB that fit on most disks
+        file.create_dataset("x", (10**6, 64, 64), "u1", chunks=(1, 64, 64), compression="gzip")
+    assert "x ends early" in refusal(tmp_path / "a.h5")
+
+
 def refusal_of_the_disk(path):
     with pytest.raises(fvae.errors.UserError) as caught:
         load(path)

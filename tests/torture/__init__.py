@@ -10,6 +10,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process that forks has one thread
 
 #: What any trial may take: seconds, and bytes beyond what the parent has.
 SECONDS, MEMORY = 10.0, 1.5e9
@@ -25,6 +28,7 @@ class Outcome:
         err: what it said on standard error.
         seconds: how long it took.
         memory: bytes at its peak, beyond what the parent had when it started.
+        work: seconds of processor time.
     """
 
     status: int
@@ -32,6 +36,7 @@ class Outcome:
     err: str
     seconds: float
     memory: float
+    work: float = 0.0
 
     @property
     def faults(self) -> list[str]:
@@ -67,46 +72,70 @@ class Tally:
         self.faults += [f"{what}: {fault}" for fault in faults]
 
 
+class Child:
+    """A fork of this process, which has all modules loaded and one thread.
+
+    Args:
+        work: returns the exit status, or raises SystemExit.
+        streams: standard output and error, where they are not to be kept: open files.
+    """
+
+    def __init__(self, work: Callable[[], int], **streams: Any) -> None:
+        self._files = [streams.get(name) or tempfile.TemporaryFile() for name in ("out", "err")]
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._before, self._own = _resident(), _own()
+        self._started = time.monotonic()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _be_child(work, *(file.fileno() for file in self._files))
+        with contextlib.suppress(OSError):
+            os.setpgid(self.pid, self.pid)  # both of us do: whoever comes first
+
+    def send(self, number: int) -> None:
+        """Send it a signal; to one that has ended, nothing."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def wait(self, kill_after: float | None = None, limit: float = 4 * SECONDS) -> Outcome:
+        """Wait for its end, and kill what it started; the arguments are those of in_child."""
+        ends = self._started + (limit if kill_after is None else kill_after)
+        killed, most = False, 0.0
+        while True:
+            most = max(most, _own(self.pid))
+            done, status, usage = os.wait4(self.pid, os.WNOHANG)
+            if done:
+                break
+            if time.monotonic() >= ends and not killed:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
+                killed = True
+            time.sleep(0.0005)
+        seconds = time.monotonic() - self._started
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)  # what it started goes with it
+        texts = []
+        for file in self._files:
+            with file:
+                kept = file.seekable() and file.readable() and not file.seek(0)
+                texts.append(file.read().decode(errors="backslashreplace") if kept else "")
+        # A fork has not mapped the libraries' pages that its parent has: what is its own counts.
+        memory = max(0.0, usage.ru_maxrss * 1024.0 - self._before, most - self._own)
+        work = usage.ru_utime + usage.ru_stime
+        return Outcome(os.waitstatus_to_exitcode(status), *texts, seconds, memory, work)
+
+
 def in_child(
     work: Callable[[], int], kill_after: float | None = None, limit: float = 4 * SECONDS
 ) -> Outcome:
-    """Run something in a fork of this process, which has all modules loaded and one thread.
+    """Run something in a fork of this process.
 
     Args:
         work: returns the exit status, or raises SystemExit.
         kill_after: seconds after which it gets a SIGKILL; None is never.
         limit: seconds after which it is taken for hung.
     """
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        before = _resident()
-        started = time.monotonic()
-        pid = os.fork()
-        if pid == 0:
-            _be_child(work, out.fileno(), err.fileno())
-        with contextlib.suppress(OSError):
-            os.setpgid(pid, pid)  # both of us do: whoever comes first
-        ends = started + (limit if kill_after is None else kill_after)
-        killed = False
-        while True:
-            done, status, usage = os.wait4(pid, os.WNOHANG)
-            if done:
-                break
-            if time.monotonic() >= ends and not killed:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
-                killed = True
-            time.sleep(0.0005)
-        seconds = time.monotonic() - started
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)  # what it started goes with it
-        texts = []
-        for file in (out, err):
-            file.seek(0)
-            texts.append(file.read().decode(errors="backslashreplace"))
-        memory = max(0.0, usage.ru_maxrss * 1024.0 - before)
-        return Outcome(os.waitstatus_to_exitcode(status), *texts, seconds, memory)
+    return Child(work).wait(kill_after, limit)
 
 
 def command(*words: object, **how: float) -> Outcome:
@@ -146,6 +175,16 @@ def _be_child(work: Callable[[], int], out: int, err: int) -> None:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def _own(pid: int | str = "self") -> float:
+    """Bytes of a process that no file holds; 0 of one that has ended."""
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            _, resident, shared = map(int, file.read().split()[:3])
+    except OSError:
+        return 0.0
+    return (resident - shared) * float(resource.getpagesize())
 
 
 def _resident() -> float:

@@ -20,7 +20,7 @@ _OFTEN = [*SMALL_OPTIONS, "--precision", "fp32", "--checkpoint-every", 5, "--log
 
 
 @contextlib.contextmanager
-def _small_disk(folder: Path) -> Iterator[tuple[Path, bool]]:
+def small_disk(folder: Path) -> Iterator[tuple[Path, bool]]:
     """A disk of 2 MB where that can be mounted, else a plain folder; and whether it is one."""
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "fvae-torture", str(folder)]
@@ -32,7 +32,7 @@ def _small_disk(folder: Path) -> Iterator[tuple[Path, bool]]:
             subprocess.run(["umount", "-l", str(folder)], capture_output=True)
 
 
-def _limited(words: list[object], bytes_left: int, disk: Path, mounted: bool) -> Outcome:
+def limited(words: list[object], bytes_left: int, disk: Path, mounted: bool) -> Outcome:
     """Run the command with so much space: the disk filled up to it, or files limited to it."""
 
     def work() -> int:
@@ -59,7 +59,7 @@ def full_disks(folder: Path, sizes: int = 7) -> list[Tally]:
     tally = Tally("full disk at each write")
     source = write_npz(folder / "dsprites.npz")
     data.load(source)
-    with _small_disk(folder / "disk") as (disk, mounted):
+    with small_disk(folder / "disk") as (disk, mounted):
         run = disk / "run"
         made = ["train", "--out", run, "--data", source, "--steps", 12, *_OFTEN]
         first = in_child(lambda: cli.main([str(w) for w in made]) or 0)
@@ -77,7 +77,7 @@ def full_disks(folder: Path, sizes: int = 7) -> list[Tally]:
         for name, words in commands.items():
             amounts = (size // 2, 300, 0, size + 3000, 5000, int(2.5 * size), 40_000)
             for space in amounts[:sizes]:
-                got = _limited(words, space, disk, mounted)
+                got = limited(words, space, disk, mounted)
                 faults = got.faults + _whole(run)
                 if got.status == 2 and "space" not in got.err and "large" not in got.err:
                     faults.append(f"said {got.err[-200:]!r}")

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process that forks has one thread
-
 import torch
 
 from torture import Tally
