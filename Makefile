@@ -38,8 +38,8 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n $$(nproc) --dist loadfile
 
-# What make test does a share of: 300 kills, full disks, 2,000 damages to each kind of file. Then what
-# people have met, tried for real; `python -m torture --samples` does that alone, in some minutes.
+# What make test does a share of: 300 kills, full disks, 2,000 damages to each kind of file. What
+# people have met, one by one and for real: `PYTHONPATH=tests:. .venv/bin/python -m torture --samples`.
 torture: setup
 	PYTHONPATH=tests:. $(BIN)/python -m torture
 
