@@ -81,6 +81,19 @@ def test_it_can_be_repeated_and_leaves_no_trace(short):
     assert as_arrays.score == first.score
 
 
+def test_only_the_drawn_rows_are_read(short):
+    mu, logvar = correlated_pairs(0.5, 400)
+    rows = torch.cat(total_correlation.samples_of(metrics.Factors.unknown(400), 300, 100,
+                                                  total_correlation.Philox(5)))  # fmt: skip
+    assert len(rows.unique()) < 400
+    poisoned = [torch.full_like(t, torch.nan) for t in (mu, logvar)]
+    for part, whole in zip(poisoned, (mu, logvar), strict=True):
+        part[rows] = whole[rows]
+    assert (
+        total_correlation_score(*poisoned, 5).score == total_correlation_score(mu, logvar, 5).score
+    )
+
+
 def test_one_dimension_has_none(short):
     found = total_correlation_score(*(t[:, :1] for t in correlated_pairs(0.5, 400)))
     assert found.score == found.pairwise == 0.0 and "one dimension" in found.note
