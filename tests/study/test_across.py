@@ -23,13 +23,13 @@ from fvae.metrics.across import ACROSS, Codes
 from fvae.metrics.constants import CENTRALITY, UDR, CentralityProtocol
 from fvae.report import run as report_run
 from fvae.study import across, study, tables
-from fvae.study.grid import expand
+from fvae.study.grid import OF_A_RUN, expand
 from fvae.study.work import across_of, asked_of
 
 _COMMON = {
     f.name: getattr(SMALL, f.name)
     for f in dataclasses.fields(TrainConfig)
-    if f.name not in ("objective", "gamma", "beta", "seed")
+    if f.name not in OF_A_RUN
 }
 NAMES = ("udr", "udr_lasso", "model_centrality")
 
