@@ -1,5 +1,6 @@
 // The CPU op of all pairs' densities, and its gradient.
 #include <algorithm>
+#include <type_traits>
 
 #include "arguments.h"
 #include "host.h"
@@ -130,6 +131,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pairwise_tc(Tensor z, Tensor mu, Tens
   return {log_qz, log_prod, log_qzx, log_qzj};
 }
 
+// A gradient in its own dtype, rounded to the nearest, ties to even.
+void put_as(float* to, float x) { *to = x; }
+void put_as(double* to, double x) { *to = x; }
+void put_as(BFloat16* to, float x) {
+  const uint32_t bits = bits_of(x);
+  to->bits = uint16_t(x != x ? (bits >> 16) | 64 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+void put_as(Half* to, float x) {
+  const uint32_t sign = bits_of(x) >> 16 & 0x8000, bits = bits_of(x) & 0x7fffffff;
+  const float size = float_of(bits);
+  if (x != x)
+    to->bits = 0x7e00;
+  else if (size >= 65520.0f)
+    to->bits = uint16_t(sign | 0x7c00);
+  else if (size < 0x1p-14f)  // subnormal: the last bit of a number near 0.5 is one of these
+    to->bits = uint16_t(sign | (bits_of(size + 0.5f) - bits_of(0.5f)));
+  else
+    to->bits = uint16_t(sign | (bits + 0xfff + (bits >> 13 & 1) - (112u << 23)) >> 13);
+}
+
 std::tuple<Tensor, Tensor, Tensor> pairwise_tc_backward(
     Tensor grad_qz, Tensor grad_prod, Tensor grad_qzx, Tensor z, Tensor mu, Tensor logvar,
     Tensor log_qz, Tensor log_qzj, double log_self, double log_next, double log_other) {
@@ -138,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_tc_backward(
                                                             : ScalarType::Float;
   const std::vector<int64_t> shape = batch.shape(true);
   Tensor grads[3];
-  for (Tensor& grad : grads) grad = torch::stable::new_empty(batch.z, shape, sums);
+  for (Tensor& grad : grads) grad = torch::stable::new_empty(batch.z, shape, batch.dtype);
   Tensor given[5] = {grad_qz, grad_prod, grad_qzx, log_qz, log_qzj};
   for (Tensor& t : given) {
     STD_TORCH_CHECK(t.scalar_type() == sums, "gradients and sums: expected the dtype of the sums");
@@ -154,17 +175,18 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_tc_backward(
       const F* in[5];
       for (int t = 0; t < 5; ++t)
         in[t] = static_cast<const F*>(given[t].const_data_ptr()) + m * rows * (t == 4 ? dims : 1);
-      F* out[3];
+      using T = std::remove_const_t<std::remove_pointer_t<decltype(of)>>;
+      T* out[3];
       for (int t = 0; t < 3; ++t)
-        out[t] = static_cast<F*>(grads[t].mutable_data_ptr()) + m * rows * dims;
+        out[t] = static_cast<T*>(grads[t].mutable_data_ptr()) + m * rows * dims;
       const int64_t size = dims * c.padded;
       const int64_t parts = std::min(kParts, rows);
-      std::vector<F> means(parts * size), logs(parts * size);
+      std::vector<F> means(parts * size), logs(parts * size), own(rows * dims);
       torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
         PairSpace<F> space(c, weights.other, true);
         for (int64_t p = begin; p < end; ++p)
           some_gradients(c, weights, of, p * rows / parts, (p + 1) * rows / parts, in[0], in[1],
-                         in[3], in[4], space, out[0], means.data() + p * size,
+                         in[3], in[4], space, own.data(), means.data() + p * size,
                          logs.data() + p * size);
       });
       for (int64_t i = 0; i < rows; ++i) {
@@ -173,15 +195,13 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_tc_backward(
           F mean = 0, log = 0;
           for (int64_t p = 0; p < parts; ++p) mean += means[p * size + at], log += logs[p * size + at];
           const F t = score_of(F(wide(of[to])), c.mean[at], c.scale[at]);
-          out[0][to] -= in[2][i] * t * c.scale[at];
-          out[1][to] = mean + in[2][i] * t * c.scale[at];
-          out[2][to] = log + F(0.5) * in[2][i] * (t * t - F(1));
+          put_as(out[0] + to, own[to] - in[2][i] * t * c.scale[at]);
+          put_as(out[1] + to, mean + in[2][i] * t * c.scale[at]);
+          put_as(out[2] + to, log + F(0.5) * in[2][i] * (t * t - F(1)));
         }
       }
     }
   });
-  for (Tensor& grad : grads)
-    if (batch.dtype != sums) grad = torch::stable::to(grad, batch.dtype);
   return {grads[0], grads[1], grads[2]};
 }
 

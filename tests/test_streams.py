@@ -71,7 +71,8 @@ def test_training_does_without_its_streams(streams, tmp_path):
     assert (tmp_path / "a" / "report.html").read_text().rstrip().endswith("</html>")
 
 
-@pytest.mark.parametrize("delay", [0.03, 0.3, 0.8, 1.6])
+# Earlier is Python's own start, before any line of ours: the test below is about the first.
+@pytest.mark.parametrize("delay", [0.3, 0.8, 1.6])
 def test_ctrl_c_while_it_starts_is_quiet(delay, trained):
     process = started("eval", trained)
     time.sleep(delay)

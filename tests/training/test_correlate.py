@@ -27,6 +27,7 @@ from fvae.config import StudyConfig, TrainConfig
 from fvae.data import Store
 from fvae.errors import UserError
 from fvae.registry import DATA, DataSet
+from fvae.study.grid import OF_A_RUN
 from fvae.training.stacked import StackedTrainer, stackable
 from fvae.training.trainer import Trainer, make_trainer
 
@@ -180,7 +181,7 @@ def test_what_the_command_line_refuses(pair, message, source, tmp_path):
 
 def test_a_study_holds_them_for_every_run(source, tmp_path):
     common = {f.name: getattr(SMALL, f.name) for f in dataclasses.fields(TrainConfig)}
-    for name in ("objective", "gamma", "beta", "seed"):
+    for name in OF_A_RUN:
         del common[name]
     common |= {"data": source, "correlate": PAIRS, "steps": 4}
     config = StudyConfig(

@@ -12,6 +12,7 @@ from fvae import data, evaluate, report
 from fvae.config import StudyConfig, TrainConfig
 from fvae.data import Store
 from fvae.errors import UserError
+from fvae.study.grid import OF_A_RUN
 from fvae.training import loop, run_data, stacked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -157,7 +158,7 @@ def test_a_study_whose_data_moved(source, tmp_path):
     out = tmp_path / "study"
     config = StudyConfig(
         **{f.name: getattr(SMALL, f.name) for f in dataclasses.fields(SMALL)
-           if f.name not in ("objective", "gamma", "beta", "seed", "data", "steps")},
+           if f.name not in (*OF_A_RUN, "data", "steps")},
         steps=2, objectives=("vae",), seeds=1, protocol="exhaustive", data=str(source),
     )  # fmt: skip
     words = ["study", *options(config)]
