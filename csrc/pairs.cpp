@@ -84,12 +84,7 @@ FVAE_PAIRS(float, float)
 FVAE_PAIRS(float, BFloat16)
 FVAE_PAIRS(float, Half)
 FVAE_PAIRS(double, double)
-
-template <class F>
-F score_of(F z, F mean, F scale) {
-  const F t = (z - mean) * scale;
-  return t < F(-1e18) ? F(-1e18) : t > F(1e18) ? F(1e18) : t;
-}
+#undef FVAE_PAIRS
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pairwise_tc(Tensor z, Tensor mu, Tensor logvar,
                                                        double log_self, double log_next,
@@ -119,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pairwise_tc(Tensor z, Tensor mu, Tens
           F product = 0, own = 0;
           for (int64_t k = 0; k < dims; ++k) {
             const int64_t at = k * c.padded + i;
-            const F t = score_of(F(wide(of[i * dims + k])), c.mean[at], c.scale[at]);
+            const F t = score<F>(F(wide(of[i * dims + k])), c.mean[at], c.scale[at]);
             product += each[i * dims + k];
             own += c.constant[at] - F(0.5) * t * t;
           }
@@ -194,7 +189,7 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_tc_backward(
           const int64_t at = k * c.padded + i, to = i * dims + k;
           F mean = 0, log = 0;
           for (int64_t p = 0; p < parts; ++p) mean += means[p * size + at], log += logs[p * size + at];
-          const F t = score_of(F(wide(of[to])), c.mean[at], c.scale[at]);
+          const F t = score<F>(F(wide(of[to])), c.mean[at], c.scale[at]);
           put_as(out[0] + to, own[to] - in[2][i] * t * c.scale[at]);
           put_as(out[1] + to, mean + in[2][i] * t * c.scale[at]);
           put_as(out[2] + to, log + F(0.5) * in[2][i] * (t * t - F(1)));

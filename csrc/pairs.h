@@ -64,7 +64,7 @@ FVAE_HD Doubles exponential(Doubles x) {
 template <class F>
 struct Components {
   static constexpr int lanes = Wide<F>::lanes;
-  // Components at a time: of a dimension, two first-level caches' lines in all.
+  // Components at a time: what is kept of them for one dimension fits the first-level cache.
   static constexpr int64_t chunk = 256;
   int64_t rows, dims, padded;
   std::vector<F> mean, scale, constant;  // [d, padded]
@@ -129,7 +129,6 @@ struct LogSum {
 // What a thread works in, for one model.
 template <class F>
 struct PairSpace {
-  using Vector = typename Wide<F>::Vector;
   // Plain numbers: memory is aligned for those, and not for vectors of them.
   std::vector<F> weights, logs, scores, joint, most, sum;
 
@@ -151,7 +150,7 @@ FVAE_HD void put(F* p, typename Wide<F>::Vector v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// The standard score, cut where its square would overflow: no share of such a pair is left.
+// The standard score, of one or of some at once, cut where its square would overflow: no share of such a pair is left.
 template <class F, class V>
 FVAE_HD V score(V x, V mean, V scale) {
   constexpr F most = F(1e18);

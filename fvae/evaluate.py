@@ -147,10 +147,9 @@ def evaluate(
     needed, refused = rows_of(factors, protocol, seed, taken)
     # NaN where nothing was encoded: a metric that read such a row would say so.
     codes, logvars = torch.full((2, len(store), model.latent_dim), torch.nan)
-    codes[needed], logvars[needed] = posteriors(
-        model, store, needed, lambda done: on_progress(done, len(needed))
-    )
-    information = model.information(codes[needed], logvars[needed])
+    parts = posteriors(model, store, needed, lambda done: on_progress(done, len(needed)))
+    codes[needed], logvars[needed] = parts
+    information = model.information(*parts)
 
     called = protocol + "".join(f", {value} {name}" for name, value in options.items())
     result: dict[str, Any] = {"protocol": called, "seed": seed}
@@ -165,14 +164,14 @@ def evaluate(
     result["mutual_information_dims" if kl is None else "kl_dims"] = information.tolist()
     path = run / f"eval-{protocol}{''.join(f'-{k}{v}' for k, v in options.items())}.json"
     before = _kept(path, result)
+    if kl is None:
+        refused |= {n: "the model has no q(z|x)" for n, one in taken.items() if one.posterior}
     for name, metric in METRICS.items():
         if name in before and name not in taken:
             result[name] = before[name]
         elif name in taken:
             own = {option: options[option] for option in metric.options if option in options}
             own |= {"logvar": logvars} if metric.posterior else {}
-            if metric.posterior and kl is None:
-                refused[name] = "the model has no q(z|x)"
             try:
                 if name not in refused:
                     result[name] = _plain(metric.score(codes, factors, protocol, seed, kl, **own))

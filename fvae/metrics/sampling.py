@@ -78,10 +78,15 @@ def uniform_rows(factors: Factors | Sequence[int], count: int, rng: Philox) -> T
 
 def scale_rows(factors: Factors | Sequence[int], samples: int | None, rng: Philox) -> Tensor:
     """Rows of the global variance, int64: ``samples`` draws, or every row where there are fewer."""
+    return _some_rows(factors, samples, rng.at_lane(SCALE_LANE))
+
+
+def _some_rows(factors: Factors | Sequence[int], count: int | None, rng: Philox) -> Tensor:
+    """``count`` draws, or every row where there are no more or no count is given."""
     total = _as_factors(factors).rows
-    if samples is None or total <= samples:
+    if count is None or total <= count:
         return torch.arange(total, device=rng.seed.device)
-    return uniform_rows(factors, samples, rng.at_lane(SCALE_LANE))
+    return uniform_rows(factors, count, rng)
 
 
 def factor_vae_rows(
@@ -161,10 +166,7 @@ def unlabelled_rows(factors: Factors | Sequence[int], count: int, rng: Philox) -
     They depend on the number of rows alone, so that the score is the same whatever is known of
     them; of a full grid they are those that the other metrics learn from.
     """
-    total = _as_factors(factors).rows
-    if total <= count:
-        return torch.arange(total, device=rng.seed.device)
-    return uniform_rows(factors, count, rng.at_lane(TRAIN_SAMPLE_LANE))
+    return _some_rows(factors, count, rng.at_lane(TRAIN_SAMPLE_LANE))
 
 
 def _check_learnable(factors: Factors, train: np.ndarray) -> None:

@@ -1,8 +1,7 @@
 """The densities of all pairs of a batch, in plain PyTorch, and the weights of their sums."""
 
-import math
 from collections.abc import Iterator
-from math import inf, log
+from math import inf, log, pi
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ def _pairs(
     """Rows of z, their log q(z_ik|x_jk) and standard scores ``[.., n, B, d]``, log weights."""
     size, dims = z.shape[-2:]
     std = torch.exp(-0.5 * logvar).unsqueeze(-3)
-    constant = (-0.5 * (math.log(2 * math.pi) + logvar)).unsqueeze(-3)
+    constant = (-0.5 * (log(2 * pi) + logvar)).unsqueeze(-3)
     step = max(1, _TERMS_AT_ONCE // (z.shape[:-2].numel() * size * dims))
     for start in range(0, size, step):
         rows = slice(start, min(start + step, size))
@@ -67,7 +66,7 @@ def pairwise_tc(
         each.append(torch.logsumexp(logs + weights.unsqueeze(-1), dim=-2))
     log_qz, log_qzj = torch.cat(joint, -1), torch.cat(each, -2)
     own = _scores(z, mu, torch.exp(-0.5 * logvar))
-    log_qzx = -0.5 * (math.log(2 * math.pi) + logvar + own * own).sum(-1)
+    log_qzx = -0.5 * (log(2 * pi) + logvar + own * own).sum(-1)
     return log_qz, log_qzj.sum(-1), log_qzx, log_qzj
 
 
