@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,9 +209,9 @@ def _resources(cubin: bytes) -> tuple[int, int, int]:
     return number["REG"], number["STACK"] + number["LOCAL"], instructions
 
 
-def compile_all(targets: tuple[str, ...] = tuple(TARGETS)) -> list[Row]:
-    """Compile every variant for the targets; a row each, in the order of the ops."""
-    jobs = [(variant, target) for variant in variants() for target in targets]
+def compile_all(jobs: Iterable[tuple[Variant, str]] = ()) -> list[Row]:
+    """Compile variants for targets, every one for all where none is named; a row each, in order."""
+    jobs = list(jobs) or [(variant, target) for variant in variants() for target in TARGETS]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(lambda job: compile_variant(*job), jobs))
 

@@ -27,11 +27,20 @@ def test_a_run_folder_holds_what_it_says(run):
     assert {"config.json", "log.jsonl", "checkpoint.safetensors", "report.html"} <= names
 
 
-def test_eval_report_traverse(run, monkeypatch):
+@pytest.fixture
+def few(own_cache, tmp_path):
+    """A run on 192 images: how long 737,280 take is not what the command's tests are about."""
+    source = write_npz(tmp_path / "dsprites.npz", (2, 2, 3, 4, 4))
+    words = ["--data", source, *SMALL_OPTIONS, "--steps", "20", "--log-every", "5"]
+    assert command("train", *words, "--out", tmp_path / "few")[0] == 0
+    return tmp_path / "few"
+
+
+def test_eval_report_traverse(few, monkeypatch):
     # Both scorings are of the same codes, which take the longest.
     encode, codes = evaluate.encode, []
     monkeypatch.setattr(evaluate, "encode", lambda *a: codes or codes.extend(encode(*a)) or codes)
-    status, out, _ = command("eval", run, "--device", "cpu", "--json")
+    status, out, _ = command("eval", few, "--device", "cpu", "--json")
     assert status == 0
     result = json.loads(out)
     for metric in ("factor_vae", "beta_vae", "mig", "sap", "dci"):
@@ -40,32 +49,32 @@ def test_eval_report_traverse(run, monkeypatch):
     assert np.array(result["factor_vae"]["votes"]).shape == (4, 5)
     assert result["factor_vae"]["protocol"]["votes"] == 800
 
-    status, out, _ = command("eval", run, "--device", "cpu", "--protocol", "kim2018")
+    status, out, _ = command("eval", few, "--device", "cpu", "--protocol", "kim2018")
     assert status == 0
     assert "factor_vae" in out
     assert "posX" in out
 
-    assert command("report", run)[0] == 0
-    page = (run / "report.html").read_text()
+    assert command("report", few)[0] == 0
+    page = (few / "report.html").read_text()
     for title in ("Losses", "Scores", "Votes", "Reconstructions", "traversals", "Configuration"):
         assert re.search(f"<h2>[^<]*{title}", page)
     # Self-contained: every picture is inside, nothing is fetched.
     assert "src=" in page
     assert re.findall(r'(?:src|href)="(?!data:image/)', page) == []
 
-    assert command("traverse", run, "--out", run / "pictures")[0] == 0
-    with Image.open(run / "pictures" / "traversal.gif") as gif:
+    assert command("traverse", few, "--out", few / "pictures")[0] == 0
+    with Image.open(few / "pictures" / "traversal.gif") as gif:
         assert gif.n_frames >= 10
-    with Image.open(run / "pictures" / "traversal.png") as png:
+    with Image.open(few / "pictures" / "traversal.png") as png:
         assert png.width > 300
 
 
-def test_exhaustive_reads_every_image(run):
+def test_exhaustive_reads_every_image(few):
     arguments = ("--protocol", "exhaustive", "--json", "--device", "cpu")
-    status, out, _ = command("eval", run, *arguments)
+    status, out, _ = command("eval", few, *arguments)
     assert status == 0
     result = json.loads(out)
-    assert result["images_encoded"] == 737_280
+    assert result["images_encoded"] == 192
     # Twenty steps leave every dimension at the prior: pruned, and said so.
     assert result["factor_vae"]["score"] == 0
     assert "no active dimension" in result["factor_vae"]["note"]

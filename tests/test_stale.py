@@ -4,39 +4,48 @@ import dataclasses
 import json
 
 import pytest
-from small import SMALL, run
+from small import SMALL, run, write_npz
 
-from fvae import evaluate, report
+from fvae import data, evaluate, report
 from fvae.report.scores import read_scores
 from fvae.training import checkpoint, loop
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory, dsprites):
+def few(tmp_path_factory):
+    """A small dSprites, with a cache of its own."""
+    folder = tmp_path_factory.mktemp("few")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FVAE_CACHE", str(folder / "cache"))
+        return data.load(write_npz(folder / "dsprites.npz", (2, 2, 3, 4, 4)))
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory, few):
     folder = tmp_path_factory.mktemp("stale") / "a"
-    run(SMALL, dsprites, folder)
-    evaluate.evaluate(folder, dsprites, "kim2018")
+    run(SMALL, few, folder)
+    evaluate.evaluate(folder, few, "kim2018")
     return folder
 
 
-def test_scores_name_the_state_that_they_are_of(scored, dsprites):
+def test_scores_name_the_state_that_they_are_of(scored, few):
     state = checkpoint.state_of(scored)
     (scores,) = read_scores(scored)
     assert (scores["step"], scores["checkpoint"]) == (12, state.fingerprint)
     assert report.scores_of(scored, "kim2018") == scores
     assert report.scores_of(scored, "locatello2019") is None
-    page = report.write_report(scored, dsprites).read_text()
+    page = report.write_report(scored, few).read_text()
     assert "of step 12" not in page and "Votes of the FactorVAE metric" in page
 
 
-def test_more_steps_make_scores_old(scored, dsprites, tmp_path):
-    loop.train(loop.settle(dataclasses.replace(SMALL, steps=14)), dsprites, scored)
+def test_more_steps_make_scores_old(scored, few, tmp_path):
+    loop.train(loop.settle(dataclasses.replace(SMALL, steps=14)), few, scored)
     assert report.scores_of(scored, "kim2018") is None
-    page = report.write_report(scored, dsprites).read_text()
+    page = report.write_report(scored, few).read_text()
     assert "<b>of step 12</b>; the run is at step 14" in page
     assert "Votes of the FactorVAE metric" not in page
-    evaluate.evaluate(scored, dsprites, "kim2018")
-    page = report.write_report(scored, dsprites).read_text()
+    evaluate.evaluate(scored, few, "kim2018")
+    page = report.write_report(scored, few).read_text()
     assert "of step 12" not in page and "Votes of the FactorVAE metric" in page
 
 

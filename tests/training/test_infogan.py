@@ -14,6 +14,7 @@ from small import (
     photographs,
     refused,
     run,
+    write_npz,
 )
 from torch import nn
 
@@ -257,10 +258,10 @@ def test_a_vae_of_an_older_configuration_still_loads(store, tmp_path):
 # --- the command ----------------------------------------------------------------------------------
 
 
-def test_train_eval_report_traverse(dsprites, tmp_path):
-    folder = tmp_path / "run"
+def test_train_eval_report_traverse(own_cache, tmp_path):
+    folder, few = tmp_path / "run", write_npz(tmp_path / "dsprites.npz", (2, 2, 3, 4, 4))
     status, _, err = command(
-        "train", "--objective", "infowgan-gp", *SMALL_OPTIONS, "--critic-steps", "2",
+        "train", "--objective", "infowgan-gp", "--data", few, *SMALL_OPTIONS, "--critic-steps", "2",
         "--log-every", "5", "--steps", "10", "--categorical-sizes", "3", "--out", folder,
     )  # fmt: skip
     assert status == 0
