@@ -136,6 +136,17 @@ def test_the_module_and_the_command_are_one():
         assert name in done.stdout
 
 
+def test_a_command_that_scores_nothing_loads_no_library_of_scores():
+    code = (
+        "import sys; from fvae import cli; sys.argv = ['fvae', 'train', '--help']\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "print({'sklearn', 'scipy.stats', 'torch._dynamo', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
 def _bad(*arguments, message):
     return pytest.param(arguments, message, id=" ".join(arguments)[:40] or "nothing")
 

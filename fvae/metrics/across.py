@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import rankdata
-from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from fvae.errors import UserError
@@ -55,11 +53,15 @@ class Codes:
 
 def _spearman(a: Matrix, b: Matrix) -> Matrix:
     """Absolute rank correlation of columns: ``[N, d]`` and ``[N, e]`` -> ``[d, e]``."""
+    from scipy.stats import rankdata
+
     return np.abs(_standard(rankdata(a, axis=0)).T @ _standard(rankdata(b, axis=0))) / len(a)
 
 
 def _lasso(a: Matrix, b: Matrix) -> Matrix:
     """Absolute weights of Lasso regressions of the columns of b on those of a: ``[d, e]``."""
+    from sklearn.linear_model import Lasso
+
     if not a.shape[1] or not b.shape[1]:
         return np.zeros((a.shape[1], b.shape[1]))
     model = Lasso(alpha=UDR.penalty, fit_intercept=False, precompute=True)

@@ -6,10 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, SGDClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from fvae import ops
@@ -80,6 +76,8 @@ def beta_vae_score(
     Source: Higgins et al. 2017, section 3; "kim2018": Kim & Mnih 2018, appendix;
     "locatello2019": Locatello et al. 2019, appendix.
     """
+    from sklearn.exceptions import ConvergenceWarning
+
     given = factors_of(factor_sizes, factors, codes)
     codes = codes_of(codes, given)
     constants = lookup(BETA_VAE, "beta_vae", protocol)
@@ -111,6 +109,10 @@ def beta_vae_score(
 
 
 def _classifier(constants: BetaVaeProtocol) -> Any:
+    from sklearn.linear_model import LogisticRegression, SGDClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if constants.classifier == "sgd":
         model = SGDClassifier(
             loss="log_loss", max_iter=constants.max_iter, random_state=constants.random_state

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from fvae.device import as_imported
@@ -122,6 +120,8 @@ def dci_score(
 
 def _forests(of: DciProtocol, train: Draw, test: Draw) -> tuple[np.ndarray, np.ndarray]:
     """Importance [d, K] and test score [K] of a forest for each factor."""
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
     importance = np.empty((train.codes.shape[1], len(train.sizes)))
     informed = np.empty(len(train.sizes))
     for k, size in enumerate(train.sizes):
@@ -139,6 +139,8 @@ def _forests(of: DciProtocol, train: Draw, test: Draw) -> tuple[np.ndarray, np.n
 
 def _lasso(of: LinearDciProtocol, train: Draw, test: Draw) -> tuple[np.ndarray, np.ndarray]:
     """Sizes of the weights [d, K], and 1 - error [K], of an L1 regression for each factor."""
+    from sklearn.linear_model import Lasso
+
     (x, unseen), (y, labels) = (
         _standardised(a.astype(float), b.astype(float))
         for a, b in ((train.codes, test.codes), (train.labelled, test.labelled))

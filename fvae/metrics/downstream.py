@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LinearRegression, LogisticRegression
 from torch import Tensor
 
 from fvae.device import as_imported
@@ -101,6 +99,9 @@ def downstream_score(
 
 def _linear(of: DownstreamProtocol, train: Draw, test: Draw, rows: int, k: int) -> np.ndarray:
     """What a linear model predicts of factor k, [T]."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LinearRegression, LogisticRegression
+
     x, y = train.codes[:rows], train.labels[k][:rows]
     if (y == y[0]).all():
         return np.full(len(test.codes), y[0])

@@ -4,9 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import expit
-from scipy.stats import rankdata
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from fvae.device import as_imported
@@ -126,6 +123,9 @@ def _values(train: Draw, test: Draw, factors: Factors) -> list[tuple[np.ndarray,
 
 def _areas(train: Draw, test: Draw, values: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Mean area under the ROC curve of each factor, of scores and of shares, [2, K]."""
+    from scipy.special import expit
+    from sklearn.linear_model import LogisticRegression
+
     mean, std = train.codes.mean(0), train.codes.std(0)
     std[train.codes.max(0) == train.codes.min(0)] = np.inf  # tells nothing
     x, x_test = ((part.codes - mean) / std for part in (train, test))
@@ -146,6 +146,8 @@ def _areas(train: Draw, test: Draw, values: list[tuple[np.ndarray, np.ndarray]])
 
 def _area(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Share of pairs of a positive and a negative that are in order, ties half: [v] of [v, n]."""
+    from scipy.stats import rankdata
+
     count = positive.sum(1)
     ranks = (rankdata(scores, axis=1) * positive).sum(1) - count * (count + 1) / 2
     return ranks / (count * (positive.shape[1] - count))

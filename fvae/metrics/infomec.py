@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LinearRegression, LogisticRegression
 from torch import Tensor
 
 from fvae.device import as_imported
@@ -135,6 +133,9 @@ def _information(column: np.ndarray, labels: np.ndarray, size: int) -> float:
 
 def _predicted(codes: np.ndarray, labels: np.ndarray, size: int) -> float:
     """Share of a factor's information that a linear prediction has of it, 0 to 1."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LinearRegression, LogisticRegression
+
     spread = np.where(codes.max(0) > codes.min(0), codes.std(0), np.inf)
     x = (codes - codes.mean(0)) / spread
     if not size:

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import rankdata
 from torch import Tensor
 
 from fvae.device import as_imported
@@ -73,6 +71,8 @@ def mcc_score(
     Source: Hyvärinen & Morioka 2016, "Unsupervised feature extraction by time-contrastive
     learning"; Khemakhem et al. 2020.
     """
+    from scipy.stats import rankdata
+
     sample, _ = draw(codes, factor_sizes, factors, seed, MCC.samples)
     labels = sample.labelled
     correlation = _correlation(sample.codes, labels)
@@ -92,6 +92,8 @@ def mcc_score(
 
 def _match(correlation: np.ndarray) -> tuple[float, np.ndarray]:
     """Mean over factors of the matched correlations, and the dimension of each factor."""
+    from scipy.optimize import linear_sum_assignment
+
     dims, factors = linear_sum_assignment(correlation, maximize=True)
     matched = np.full(correlation.shape[1], -1)
     matched[factors] = dims

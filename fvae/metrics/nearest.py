@@ -8,8 +8,6 @@ scikit-learn's ``mutual_info_classif`` and ``mutual_info_regression`` of the sam
 from collections.abc import Callable
 
 import numpy as np
-from scipy.spatial import cKDTree
-from scipy.special import digamma
 
 #: Spread of the noise that tells equal numbers apart, in standard deviations of the column.
 NOISE = 1e-10
@@ -36,6 +34,8 @@ def with_classes(x: np.ndarray, y: np.ndarray, neighbours: int) -> float:
 
     Source: Ross 2014, "Mutual information between discrete and continuous data sets".
     """
+    from scipy.special import digamma
+
     counts = np.bincount(y)
     kept = counts[y] > 1
     x, y = x[kept], y[kept]
@@ -65,6 +65,9 @@ def with_values(x: np.ndarray, y: np.ndarray, neighbours: int) -> float:
 
     Source: Kraskov, Stögbauer & Grassberger 2004, first estimator.
     """
+    from scipy.spatial import cKDTree
+    from scipy.special import digamma
+
     k = min(neighbours, len(x) - 1)
     if k < 1:
         return 0.0
@@ -77,6 +80,8 @@ def with_values(x: np.ndarray, y: np.ndarray, neighbours: int) -> float:
 
 def greatest(rows: int, neighbours: int) -> float:
     """psi(n) - psi(k): what :func:`with_values` gives of a column with itself."""
+    from scipy.special import digamma
+
     k = min(neighbours, rows - 1)
     return float(digamma(rows) - digamma(k)) if k > 0 else 0.0
 

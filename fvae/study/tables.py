@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from fvae.metrics.across import ACROSS
 from fvae.registry import METRICS
@@ -110,6 +109,8 @@ def correlation(rows: Rows, a: str, b: str) -> Correlation:
 
     It is undefined for fewer than three rows, and where one of the two is constant.
     """
+    from scipy.stats import spearmanr
+
     pairs = np.array([(row[a], row[b]) for row in rows if row[a] != "" and row[b] != ""], float)
     if len(pairs) < 3 or (pairs == pairs[0]).all(0).any():
         return Correlation(None, len(pairs))
