@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from fvae.models.stacked import StackedVAE
 from fvae.philox import Philox
 from fvae.registry import OBJECTIVES
 from fvae.training import checkpoint, objectives
+from fvae.training.adam import Adam
 from fvae.training.distributed import World
 from fvae.training.graph import StepGraph
 from fvae.training.memory import check_memory
@@ -51,18 +51,11 @@ class Trainer:
         self.rng = Philox(config.seed, device=self.device)
         self.step_count = 0
         groups, gpu = self._build(store.image_shape[0]), self.device.type == "cuda"
-        self.optimizer = torch.optim.Adam(groups, fused=True, capturable=gpu)
+        self.optimizer = Adam(groups)
         self.constants = objectives.constants(config, len(store))
         self.graph = StepGraph() if gpu and config.graph and self.world.size == 1 else None
         self.weight_at = objectives.weight_at(*objectives.weight_of(config))
         self.scale = LossScale(self.device) if config.precision == "fp16" else None
-        # Created before the first step, so that a checkpoint always has the same tensors.
-        for parameter in self._parameters().values():
-            self.optimizer.state[parameter] = {
-                "step": torch.zeros((), device=self.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
 
     def _table(self) -> Tensor | None:
         """What images are drawn by; None draws all alike."""
@@ -164,8 +157,7 @@ class Trainer:
     def _update_model(self, gradients: Sequence[Tensor], model: int | None = None) -> None:
         """Let Adam, which leaves out an update on the device, step what has a gradient now."""
         assert self.scale
-        optimizer: Any = self.optimizer  # whose two attributes GradScaler sets, too
-        optimizer.found_inf = self.scale.unscale(gradients, model)
+        self.optimizer.found_inf = self.scale.unscale(gradients, model)
         self.optimizer.step()
 
     def _gradients(self) -> list[Tensor]:
