@@ -12,16 +12,17 @@ def _players(seed):
     return [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in shapes]
 
 
+def _groups(each):
+    return [
+        {"params": each[:2], "lr": 1e-2, "betas": (0.9, 0.999)},
+        {"params": each[2:], "lr": 3e-3, "betas": (0.5, 0.9)},
+    ]
+
+
 @pytest.mark.parametrize("found_inf", [None, 0.0, 1.0])
 def test_it_is_the_fused_adam_of_pytorch(found_inf):
     ours, theirs = _players(0), _players(0)
-    groups = (
-        lambda each: [  # noqa: E731
-            {"params": each[:2], "lr": 1e-2, "betas": (0.9, 0.999)},
-            {"params": each[2:], "lr": 3e-3, "betas": (0.5, 0.9)},
-        ]
-    )
-    adam, expected = Adam(groups(ours)), torch.optim.Adam(groups(theirs), fused=True)
+    adam, expected = Adam(_groups(ours)), torch.optim.Adam(_groups(theirs), fused=True)
     assert all(group["eps"] == EPSILON for group in expected.param_groups)
     for step in range(20):
         grads = _players(step + 1)
