@@ -36,7 +36,7 @@ demo: setup
 
 # A file goes to one process, which keeps what its tests share.
 test: setup
-	$(BIN)/python -m pytest -n $$(nproc) --dist loadfile
+	$(BIN)/python -m pytest -n $$(nproc) --dist loadfile --no-loadscope-reorder
 
 # What make test does a share of: 300 kills, full disks, 2,000 damages to each kind of file. What
 # people have met, one by one and for real: `PYTHONPATH=tests:. .venv/bin/python -m torture --samples`.
