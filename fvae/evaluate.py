@@ -36,6 +36,12 @@ def pixels(store: Store, indices: torch.Tensor) -> torch.Tensor:
     return reference.unpack(store.rows(indices), store.image_shape, store.binary, torch.float32)
 
 
+def images_at_once(device: torch.device, image_shape: Sequence[int]) -> int:
+    """How many images a network takes at once where it is not trained."""
+    larger = max(1, prod(image_shape[1:]) // IMAGE_SIZE**2)
+    return max(1, _CHUNK[device.type] // larger)
+
+
 @as_imported()
 def encode(
     model: VAE | InfoGAN,
@@ -84,8 +90,7 @@ def posteriors(
         )
     device = next(model.parameters()).device
     store, indices = store.to(device), indices.to(device)
-    larger = max(1, prod(shape[1:]) // IMAGE_SIZE**2)
-    chunk = max(1, _CHUNK[device.type] // larger)
+    chunk = images_at_once(device, shape)
     codes = torch.empty(len(indices), model.latent_dim, device=device)
     logvars = torch.empty_like(codes)
     with torch.inference_mode(), arithmetic(device):

@@ -27,7 +27,6 @@ _LONG = (
     "test_study",
     "test_build",
     "test_kernels",
-    "test_kill_a_study",
     "test_examples",
     "test_cli",
     "test_loop",

@@ -160,7 +160,7 @@ def test_without_a_compiler_the_package_installs_and_says_once_why_it_is_slow(
     ran = fresh.run(USE.replace("FIRST", "all_three"), **no_compiler)
     assert ran.stdout == f"reference|{why}\n"
     assert ran.stderr == (
-        f"fvae: warning: the metrics run on the slow reference, without the C++ extension: {why}\n"
+        f"fvae: warning: the slow reference serves, without the C++ extension: {why}\n"
     )
     found = fresh.doctor(**no_compiler)
     # A CUDA build of PyTorch has a word on the CUDA part after this.
@@ -203,7 +203,7 @@ def test_the_first_use_builds_what_the_installation_could_not(
     fresh.install(_sdist(source, tmp_path), **no_torch)
     ran = fresh.run(USE.replace("FIRST", first))
     assert ran.stdout == "cpp|None\n"
-    assert ran.stderr == "fvae: building the C++ extension for the metrics, once, about 30 s ...\n"
+    assert ran.stderr == "fvae: building the C++ extension, once, about 30 s ...\n"
     found = fresh.doctor()
     assert found["extension fvae._C"].split("; ")[0] == "cpu"
     assert found["metric_votes"] == "cpu: cpp"

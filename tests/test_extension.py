@@ -65,9 +65,7 @@ def test_the_first_use_builds_and_later_processes_load(world, capsys):
     assert part.build() is None and part.loaded
     assert part.build() is None
     assert world.runs == 1 and len(world.loaded) == 1
-    assert capsys.readouterr().err == (
-        "fvae: building the C++ extension for the metrics, once, about 30 s ...\n"
-    )
+    assert capsys.readouterr().err == ("fvae: building the C++ extension, once, about 30 s ...\n")
     later = world.part()
     assert later.error() is None and later.loaded and world.runs == 1
     assert world.loaded[0] == world.loaded[1]
@@ -86,7 +84,7 @@ def test_a_failure_is_said_once_and_not_tried_again_until_its_note_is_deleted(
     assert why == part.error() == f"the compiler failed (x.cpp:1); to try again, delete {note}"
     building, warning = capsys.readouterr().err.splitlines()
     assert building.startswith("fvae: building")
-    assert warning.startswith("fvae: warning: the metrics run on the slow reference")
+    assert warning.startswith("fvae: warning: the slow reference serves, without")
     assert warning.endswith(why) and not part.loaded
 
     later = world.part()

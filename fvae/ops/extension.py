@@ -77,8 +77,8 @@ class Part:
             if self._error and not self._warned and not _switched_off():
                 self._warned = True
                 print(
-                    f"fvae: warning: the metrics run on the slow reference, without the"
-                    f" {self.language} extension: {self._error}",
+                    f"fvae: warning: the slow reference serves, without the {self.language}"
+                    f" extension: {self._error}",
                     file=sys.stderr,
                 )
             return self._error
@@ -111,8 +111,7 @@ class Part:
     def _compile(self, folder: Path) -> None:
         """Compile into a folder: the part, whole or not at all, or a note of what went wrong."""
         print(
-            f"fvae: building the {self.language} extension for the metrics, once, about"
-            f" {self.seconds} s ...",
+            f"fvae: building the {self.language} extension, once, about {self.seconds} s ...",
             file=sys.stderr,
         )
         for left in folder.parent.glob(_UNFINISHED + "*"):  # by a process that was killed

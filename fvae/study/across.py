@@ -17,7 +17,7 @@ from fvae.config import TrainConfig
 from fvae.data import Store
 from fvae.device import arithmetic, as_imported
 from fvae.errors import warn
-from fvae.evaluate import posteriors
+from fvae.evaluate import images_at_once, posteriors
 from fvae.files import write_atomically
 from fvae.metrics import across
 from fvae.metrics.across import ACROSS, Codes
@@ -31,8 +31,6 @@ from fvae.study.work import failure, steps_done
 from fvae.training import checkpoint
 
 NAME = "across-seeds.json"
-#: Images made and encoded at once; more do not fit a processor's caches.
-_CHUNK = {"cpu": 64, "cuda": 4096}
 #: Of every random number here.
 _SEED = 0
 
@@ -150,6 +148,7 @@ def _scores(runs: list[Path], names: Sequence[str], store: Store, device: str) -
     """Scores of the runs of a setting."""
     models = [checkpoint.load(run, device) for run in runs]
     images = sample_images(store, UDR.images, _SEED)
+    chunk = images_at_once(next(models[0].parameters()).device, store.image_shape)
     codes = []
     for model in models:
         mu, logvar = posteriors(model, store, images)
@@ -157,18 +156,21 @@ def _scores(runs: list[Path], names: Sequence[str], store: Store, device: str) -
     found: Scores = {run.name: {} for run in runs}
     for name in names:
         of_codes = ACROSS[name].of_codes
-        scores = of_codes(codes) if of_codes else across.centralities(_agreements(models, codes))
+        scores = (
+            of_codes(codes) if of_codes else across.centralities(_agreements(models, codes, chunk))
+        )
         for run, score in zip(runs, scores, strict=True):
             found[run.name][name] = score
     return found
 
 
-def _agreements(models: Sequence[VAE | InfoGAN], codes: Sequence[Codes]) -> np.ndarray:
+def _agreements(models: Sequence[VAE | InfoGAN], codes: Sequence[Codes], chunk: int) -> np.ndarray:
     """A_ij: how well model i finds the dimension that was fixed when model j generated images.
 
     Args:
         models: on one device.
         codes: of each model, on images of the data set: these tell which dimensions inform.
+        chunk: images made and encoded at once.
     """
     agreements = np.zeros((len(models), len(models)))
     for j, generator in enumerate(models):
@@ -178,7 +180,7 @@ def _agreements(models: Sequence[VAE | InfoGAN], codes: Sequence[Codes]) -> np.n
         fixed = np.resize(dims, CENTRALITY.votes)
         of_each: list[list[Tensor]] = [[] for _ in models]
         with torch.inference_mode(), arithmetic(next(generator.parameters()).device):
-            for images in _generated(generator, fixed):
+            for images in _generated(generator, fixed, chunk):
                 for model, parts in zip(models, of_each, strict=True):
                     if model is not generator:
                         parts.append(model.encode(images)[0].cpu())
@@ -189,7 +191,7 @@ def _agreements(models: Sequence[VAE | InfoGAN], codes: Sequence[Codes]) -> np.n
     return agreements
 
 
-def _generated(model: VAE | InfoGAN, fixed: np.ndarray) -> Iterator[Tensor]:
+def _generated(model: VAE | InfoGAN, fixed: np.ndarray, chunk: int) -> Iterator[Tensor]:
     """Yield batches of a model's images: codes of its prior, one dimension fixed in each vote."""
     device = next(model.parameters()).device
     count = len(fixed) * CENTRALITY.samples
@@ -206,7 +208,6 @@ def _generated(model: VAE | InfoGAN, fixed: np.ndarray) -> Iterator[Tensor]:
     dims = torch.from_numpy(fixed)
     votes[of_vote, :, dims] = votes[of_vote, 0, dims][:, None]
     z = votes.flatten(0, 1)
-    chunk = _CHUNK[device.type]
     if gan:
         for part in dataclasses.replace(gan, continuous=z).split(chunk):
             on = dataclasses.replace(

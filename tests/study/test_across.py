@@ -21,6 +21,7 @@ from fvae.config import StudyConfig, TrainConfig
 from fvae.errors import UserError
 from fvae.metrics.across import ACROSS, Codes
 from fvae.metrics.constants import CENTRALITY, UDR, CentralityProtocol
+from fvae.models.infogan import InfoGAN
 from fvae.report import run as report_run
 from fvae.study import across, study, tables
 from fvae.study.grid import OF_A_RUN, expand
@@ -205,7 +206,7 @@ def test_who_reads_the_generators_codes_finds_what_was_fixed():
     models = [Exact([0, 1, 2, 3], seen), Exact([2, 0, 3, 1], seen)]
     codes = [Codes.of(torch.randn(9, 4), np.array([1, 1, 1, 0.0])),
              Codes.of(torch.randn(9, 4), np.array([1, 1, 0.0, 1])[[0, 1, 2, 3]])]  # fmt: skip
-    found = across._agreements(models, codes)
+    found = across._agreements(models, codes, chunk=64)
     # Model 1 sees dimensions 2, 0, 1 of model 0's informative 0, 1, 2; model 0 those of 0, 1 of 3.
     assert found[1, 0] == 1
     assert found[0, 1] < 1
@@ -215,6 +216,23 @@ def test_who_reads_the_generators_codes_finds_what_was_fixed():
     assert ((z.std(1) == 0).numpy().argmax(1) == fixed).all()
     assert ((z.std(1) == 0).sum(1) == 1).all()
     assert z.flatten(0, 1)[:, 3].std().item() == pytest.approx(1, abs=0.06)
+
+
+def test_a_gan_fixes_a_continuous_code_and_draws_the_rest_anew():
+    """Each vote: one continuous code is the same in all of its images, all else differs."""
+    torch.manual_seed(0)
+    gan = InfoGAN(1, 3, 2, (4,), conv_channels=(2, 2, 2, 2), hidden_units=4)
+    given, real = [], gan.images
+    gan.images = lambda codes: given.append(codes) or real(codes)
+    fixed = np.array([2, 0, 1])
+    images = torch.cat(list(across._generated(gan, fixed, chunk=5)))
+    assert images.shape == (3 * CENTRALITY.samples, 1, 64, 64)
+    assert 0 <= images.min() and images.max() <= 1
+    z = torch.cat([codes.continuous for codes in given]).view(3, CENTRALITY.samples, 3)
+    assert ((z.std(1) == 0).numpy() == (fixed[:, None] == np.arange(3))).all()
+    for part in ("noise", "categories"):
+        drawn = torch.cat([getattr(codes, part) for codes in given])
+        assert len(drawn) == len(images) and len(drawn.unique(dim=0)) > 1
 
 
 def test_eval_refuses_them_in_one_line_and_a_study_what_there_is_not(tmp_path):
