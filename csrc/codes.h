@@ -1,4 +1,4 @@
-// Codes of M models and their four types, on the host and on the device.
+// Codes of M models and their four types, on the host and on the device; numbers of these types.
 #pragma once
 
 #include "grid.h"
@@ -44,6 +44,26 @@ FVAE_HD float wide(Half x) {
                         (subnormal & (1u << 23));
   const float size = float_of(bits) - float_of(subnormal & (113u << 23));
   return float_of(bits_of(size) | (half & 0x8000) << 16);
+}
+
+// A number in its own dtype, rounded to the nearest, ties to even. Without a branch: these become
+// vectors too.
+FVAE_HD void put_as(float* to, float x) { *to = x; }
+FVAE_HD void put_as(double* to, double x) { *to = x; }
+FVAE_HD void put_as(BFloat16* to, float x) {
+  const uint32_t bits = bits_of(x);
+  to->bits = uint16_t(x != x ? (bits >> 16) | 64 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+FVAE_HD void put_as(Half* to, float x) {
+  const uint32_t bits = bits_of(x) & 0x7fffffff;
+  const float size = float_of(bits);
+  const uint32_t normal = (bits + 0xfff + (bits >> 13 & 1) - (112u << 23)) >> 13;
+  // The last bit of a number near 0.5 is a subnormal one.
+  const uint32_t subnormal = bits_of(size + 0.5f) - bits_of(0.5f);
+  uint32_t found = size < 0x1p-14f ? subnormal : normal;
+  found = size >= 65520.0f ? 0x7c00 : found;
+  found = x != x ? 0x7e00 : found;
+  to->bits = uint16_t((bits_of(x) >> 16 & 0x8000) | found);
 }
 
 // [M, N, d], row-major.

@@ -126,26 +126,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pairwise_tc(Tensor z, Tensor mu, Tens
   return {log_qz, log_prod, log_qzx, log_qzj};
 }
 
-// A gradient in its own dtype, rounded to the nearest, ties to even.
-void put_as(float* to, float x) { *to = x; }
-void put_as(double* to, double x) { *to = x; }
-void put_as(BFloat16* to, float x) {
-  const uint32_t bits = bits_of(x);
-  to->bits = uint16_t(x != x ? (bits >> 16) | 64 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-void put_as(Half* to, float x) {
-  const uint32_t sign = bits_of(x) >> 16 & 0x8000, bits = bits_of(x) & 0x7fffffff;
-  const float size = float_of(bits);
-  if (x != x)
-    to->bits = 0x7e00;
-  else if (size >= 65520.0f)
-    to->bits = uint16_t(sign | 0x7c00);
-  else if (size < 0x1p-14f)  // subnormal: the last bit of a number near 0.5 is one of these
-    to->bits = uint16_t(sign | (bits_of(size + 0.5f) - bits_of(0.5f)));
-  else
-    to->bits = uint16_t(sign | (bits + 0xfff + (bits >> 13 & 1) - (112u << 23)) >> 13);
-}
-
 std::tuple<Tensor, Tensor, Tensor> pairwise_tc_backward(
     Tensor grad_qz, Tensor grad_prod, Tensor grad_qzx, Tensor z, Tensor mu, Tensor logvar,
     Tensor log_qz, Tensor log_qzj, double log_self, double log_next, double log_other) {

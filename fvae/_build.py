@@ -47,7 +47,8 @@ else:
 
 # The oldest PyTorch whose stable ABI the extension uses: 2.11.
 _TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
-_CXX = ["-O3", "-g0", "-std=c++20", "-Wno-psabi", _TARGET]
+# Without errno a root can be one of a vector.
+_CXX = ["-O3", "-g0", "-std=c++20", "-fno-math-errno", "-Wno-psabi", _TARGET]
 # Also the newest architecture as PTX, for cards that come later.
 _ARCHITECTURES = "8.0;9.0a;10.0+PTX"
 
@@ -173,7 +174,7 @@ def main(module: str, sources: str) -> None:
     registered when the file is loaded: it need not be a Python module, and is built without the
     headers of Python.
     """
-    names = {"_C": ("host.cpp", "pairs.cpp"), "_C_cuda": ("device.cu",)}[module]
+    names = {"_C": ("host.cpp", "pairs.cpp", "adam.cpp"), "_C_cuda": ("device.cu",)}[module]
     setup(
         name="fvae",
         ext_modules=[

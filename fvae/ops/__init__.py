@@ -13,6 +13,7 @@ total correlation estimate is ``mean(l0 - l1)``. The estimate can be negative.
 """
 
 from fvae.ops import fakes as fakes  # registers them
+from fvae.ops.adam import fused_adam
 from fvae.ops.alias import alias_table
 from fvae.ops.index import RowIndex
 from fvae.ops.metric import grouped_variance, metric_votes, pair_features
@@ -46,6 +47,7 @@ __all__ = [
     "bernoulli_nll",
     "boosted_trees",
     "build_extension",
+    "fused_adam",
     "gather_batch",
     "gaussian_nll",
     "grouped_variance",

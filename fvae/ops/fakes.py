@@ -70,6 +70,11 @@ def _(grad_qz, grad_prod, grad_qzx, z, mu, logvar, log_qz, log_qzj, log_self, lo
     return tuple(torch.empty_like(z, memory_format=torch.contiguous_format) for _ in range(3))
 
 
+@torch.library.register_fake("fvae::fused_adam", lib=LIBRARY)
+def _(steps, settings, params, grads, exp_avg, exp_avg_sq, copies, groups, eps, found_inf=None):
+    return None
+
+
 @torch.library.register_fake("fvae::metric_votes", lib=LIBRARY)
 def _(
     codes, factor_sizes, votes, samples, balanced, scale, active, seed, step, lane, offsets=None,

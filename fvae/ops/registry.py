@@ -34,6 +34,10 @@ SCHEMAS = {
     "pairwise_tc_backward": "(Tensor grad_qz, Tensor grad_prod, Tensor grad_qzx, Tensor z,"
     " Tensor mu, Tensor logvar, Tensor log_qz, Tensor log_qzj, float log_self, float log_next,"
     " float log_other) -> (Tensor, Tensor, Tensor)",
+    # Its counts stand first: where there is no other tensor, they say the device.
+    "fused_adam": "(Tensor(a!) steps, Tensor settings, Tensor(b!)[] params, Tensor[] grads,"
+    " Tensor(c!)[] exp_avg, Tensor(d!)[] exp_avg_sq, Tensor(e!)[] copies, int[] groups, float eps,"
+    " Tensor? found_inf=None) -> ()",
     "metric_votes": "(Tensor codes, int[] factor_sizes, int votes, int samples, bool balanced,"
     " Tensor scale, Tensor active, Tensor seed, Tensor step, int lane, Tensor? offsets=None,"
     " Tensor? rows=None) -> Tensor",
@@ -55,6 +59,7 @@ OPS = (
     "bernoulli_nll",
     "gaussian_nll",
     "pairwise_tc",
+    "fused_adam",
     "metric_votes",
     "pair_features",
     "grouped_variance",
@@ -66,7 +71,7 @@ METRICS = OPS[-4:]
 CPU_ONLY = ("boosted_trees",)
 #: Device type -> registered ops that the extension has for it.
 EXTENSION = {
-    "cpu": (*METRICS, "pairwise_tc", "pairwise_tc_backward"),
+    "cpu": (*METRICS, "pairwise_tc", "pairwise_tc_backward", "fused_adam"),
     "cuda": tuple(name for name in METRICS if name not in CPU_ONLY),
 }
 
@@ -164,7 +169,8 @@ def _until_built(name: str) -> Callable:
 #: The library that owns the ops' schemas and fakes.
 LIBRARY = torch.library.Library("fvae", "DEF")
 for _name, _schema in SCHEMAS.items():
-    # The outputs never alias an input and nothing is mutated: tagged so for the compiler.
+    # The outputs never alias an input, and nothing is mutated but what the schema says: tagged so for
+    # the compiler.
     LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     _run = _until_built(_name) if _name in EXTENSION["cpu"] else BACKENDS["reference"][_name]
     LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")

@@ -1,0 +1,105 @@
+"""Adam, all tensors of all groups in one call."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fvae.ops.registry import implementation
+
+_FLOATS, _COPIES = (torch.float32, torch.bfloat16, torch.float16), (torch.bfloat16, torch.float16)
+
+
+def fused_adam(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    steps: Tensor,
+    settings: Tensor,
+    groups: Sequence[int] | None = None,
+    copies: Sequence[Tensor] = (),
+    *,
+    eps: float = 1e-8,
+    found_inf: Tensor | None = None,
+    backend: str | None = None,
+) -> None:
+    """p -= lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps), of every tensor in place.
+
+    Before that ``t += 1``, ``m = beta1 m + (1 - beta1) g`` and ``v = beta2 v + (1 - beta2) g^2``:
+    what ``torch.optim.Adam(fused=True)`` computes without weight decay. Gradients are read as they
+    come, and rounded copies of the new weights are written by the same pass over memory.
+
+    Args:
+        params: p, T tensors of any shape and layout; float32. A gradient of theirs is not followed.
+        grads: g, one for each, of its shape; float32, bfloat16 or float16. Those that lie as p
+            does, as an element of dense memory for each, are read at full speed.
+        exp_avg: m, one for each, of its shape; float32, zeros at first.
+        exp_avg_sq: v, likewise.
+        steps: t, the number of updates of each tensor, ``[T]``; float32, zeros at first.
+        settings: lr, beta1 and beta2 of each group, ``[G, 3]``; float32. Read by the device, so that
+            a replayed CUDA graph takes those that are there now.
+        groups: the group of each tensor, 0 to G - 1. None: all are of group 0.
+        copies: none, or one for each, of its shape; bfloat16 or float16. They become the new weights,
+            rounded to the nearest, ties to even.
+        eps: what keeps the quotient finite.
+        found_inf: ``[]``, float32; where it is 1 nothing at all changes. None: never.
+        backend: None picks; otherwise a name in :data:`BACKENDS`.
+
+    Raises:
+        TypeError: a tensor has another dtype.
+        ValueError: lists differ in length, shapes or devices differ, a group does not exist, or the
+            backend does not exist.
+
+    Source: Kingma & Ba 2015, Algorithm 1.
+    """
+    lists = {"params": params, "grads": grads, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    if copies:
+        lists["copies"] = copies
+    groups = [0] * len(params) if groups is None else list(groups)
+    for name, tensors in lists.items():
+        _check_list(name, tensors, params, steps.device)
+    if len(groups) != len(params):
+        raise ValueError(f"groups: got {len(groups)} entries, expected {len(params)}, one a tensor")
+    _check_one("steps", steps, steps.shape == (len(params),), f"[{len(params)}]", steps.device)
+    fits = settings.dim() == 2 and settings.shape[1] == 3
+    _check_one("settings", settings, fits, "[G, 3]", steps.device)
+    if found_inf is not None:
+        _check_one("found_inf", found_inf, found_inf.shape == (), "[]", steps.device)
+    for group in groups:
+        if not 0 <= group < len(settings):
+            raise ValueError(f"groups: got {group}, expected 0 to {len(settings) - 1}")
+    run = implementation("fused_adam", backend)
+    args = [list(lists.get(name, ())) for name in (*lists, "copies")][:5]
+    with torch.no_grad():
+        run(steps, settings, *args, groups, eps, found_inf)
+    if not torch.compiler.is_compiling():
+        # A graph of autograd that kept one of them for its backward pass is to notice.
+        changed = [steps, *params, *exp_avg, *exp_avg_sq, *copies]
+        torch.autograd.graph.increment_version(changed)
+
+
+def _check_list(
+    name: str, tensors: Sequence[Tensor], params: Sequence[Tensor], device: torch.device
+) -> None:
+    dtypes = {"grads": _FLOATS, "copies": _COPIES}.get(name, (torch.float32,))
+    if len(tensors) != len(params):
+        raise ValueError(f"{name}: got {len(tensors)} tensors, expected {len(params)}, as params")
+    for i, (tensor, p) in enumerate(zip(tensors, params, strict=True)):
+        if tensor.dtype not in dtypes:
+            expected = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+            raise TypeError(f"{name}[{i}]: got {tensor.dtype}, expected {expected}")
+        if tensor.shape != p.shape or tensor.device != device:
+            raise ValueError(
+                f"{name}[{i}]: got {list(tensor.shape)} on {tensor.device}, expected"
+                f" {list(p.shape)} on {device}, as params[{i}] and steps"
+            )
+
+
+def _check_one(name: str, x: Tensor, fits: bool, shape: str, device: torch.device) -> None:
+    if x.dtype != torch.float32:
+        raise TypeError(f"{name}: got {x.dtype}, expected float32")
+    if not fits or x.device != device:
+        raise ValueError(
+            f"{name}: got {list(x.shape)} on {x.device}, expected {shape} on {device}"
+        )
