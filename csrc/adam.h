@@ -1,9 +1,8 @@
 // Adam's update of many weights on a CPU, in one pass over memory.
 //
-// No PyTorch in here: plain pointers in, plain pointers out. No two operations are fused into one
-// rounding: a weight then has the same bits wherever it stands in a vector, on every processor and in the
-// reference. Whoever includes this sees to that, and compiles it with -fno-math-errno: a vector's
-// roots set none.
+// No PyTorch in here: plain pointers in, plain pointers out. Each operation is rounded by itself, so
+// that a weight has the same bits wherever it stands in a vector, on every processor. Whoever includes
+// this sees to that, and compiles it with -fno-math-errno: a vector's roots set none.
 #pragma once
 
 #include <cstdint>

@@ -6,6 +6,7 @@ One file for each op, of the op's name: kernel and launcher. Importing this pack
 
 from fvae.kernels import (
     bernoulli_nll,
+    fused_adam,
     gather_batch,
     gaussian_nll,
     logit_ratio,
@@ -26,4 +27,5 @@ IMPLEMENTATIONS = {
     "gaussian_nll": gaussian_nll.gaussian_nll,
     "pairwise_tc": pairwise_tc.pairwise_tc,
     "pairwise_tc_backward": pairwise_tc.pairwise_tc_backward,
+    "fused_adam": fused_adam.fused_adam,
 }

@@ -32,6 +32,10 @@ NLL_TILE, NLL_PROGRAMS = 1024, 1024
 #: pairwise_tc: numbers of rows, components and dimensions that a program has at hand.
 PAIR_TERMS = 1024
 
+#: fused_adam: elements a program; tensors whose scales a program makes; words that one launch writes
+#: into the table.
+ADAM_TILE, ADAM_TENSORS, ADAM_WORDS = 1024, 64, 128
+
 #: Partial sums that the last program adds in one go.
 PARTIALS = 1024
 
