@@ -1,8 +1,8 @@
 // The CPU op of Adam: one pass over all tensors of all groups.
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <numeric>
+#include <type_traits>
 
 #include "arguments.h"
 #include "host.h"
@@ -35,13 +35,17 @@ FVAE_ADAM_OF(Half)
 #undef FVAE_ADAM_OF
 #undef FVAE_ADAM
 
-// call() with a pointer to numbers of a tensor's dtype; `wrong` where it is none of 16 bits, or
-// float32 where that is allowed.
+bool has_sixteen_bits(const Tensor& t) {
+  return t.scalar_type() == ScalarType::BFloat16 || t.scalar_type() == ScalarType::Half;
+}
+
+// call() with a pointer to numbers of 16 bits.
 template <class Call>
-void with_sixteen_bits(const Tensor& t, const char* wrong, Call call) {
-  if (t.scalar_type() == ScalarType::BFloat16) return call(static_cast<BFloat16*>(t.data_ptr()));
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Half, wrong);
-  call(static_cast<Half*>(t.data_ptr()));
+void with_sixteen_bits(const Tensor& t, Call call) {
+  if (t.scalar_type() == ScalarType::BFloat16)
+    call(static_cast<BFloat16*>(t.data_ptr()));
+  else
+    call(static_cast<Half*>(t.data_ptr()));
 }
 
 // A tensor's weight, gradient, moments and, where there is one, copy.
@@ -62,6 +66,10 @@ struct Weights {
       STD_TORCH_CHECK(i == 1 || i == 4 || of[i].scalar_type() == ScalarType::Float,
                       "params, exp_avg and exp_avg_sq: expected float32");
     }
+    STD_TORCH_CHECK(of[1].scalar_type() == ScalarType::Float || has_sixteen_bits(of[1]),
+                    "grads: expected float32, bfloat16 or float16");
+    STD_TORCH_CHECK(of.size() < 5 || has_sixteen_bits(of[4]),
+                    "copies: expected bfloat16 or float16");
     for (int64_t d = 0; d < p.dim(); ++d) {
       if (p.size(d) == 1) continue;
       sizes.push_back(p.size(d));
@@ -90,7 +98,7 @@ struct Weights {
     if (of[1].scalar_type() == ScalarType::Float)
       call(floats(1));
     else
-      with_sixteen_bits(of[1], "grads: expected float32, bfloat16 or float16", call);
+      with_sixteen_bits(of[1], call);
   }
 
   template <class Call>
@@ -98,7 +106,7 @@ struct Weights {
     if (of.size() < 5)
       call(static_cast<Nothing*>(nullptr));
     else
-      with_sixteen_bits(of[4], "copies: expected bfloat16 or float16", call);
+      with_sixteen_bits(of[4], call);
   }
 
   // Whether the weight fills a piece of memory, in any order of its dimensions.

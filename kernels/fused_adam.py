@@ -10,15 +10,16 @@ from torch import Tensor
 
 from fvae.kernels import tiles
 from fvae.kernels.counters import current_stream
-from fvae.kernels.launch import jit, launch
+from fvae.kernels.launch import jit, launch, only_planned
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 # A tensor's line of the table: addresses of p, g, m, v and of the copy, elements, its first program,
 # its number. And one of the scales: both betas and what they leave of 1, step, root, whether to go.
 _LINE = tl.constexpr(8)
-# Added to each word of the table on its way to the device: 64 bits for Triton, whatever it was.
-_WIDE = tl.constexpr(1 << 60)
+# Added to twice each word of the table on its way to the device: to Triton, which would compile anew
+# for others, they are all of 64 bits and odd.
+_WIDE = tl.constexpr((1 << 60) + 1)
 # Where nothing lies, and nothing is read.
 _NOWHERE = 1 << 40
 
@@ -27,12 +28,12 @@ _NOWHERE = 1 << 40
 def adam_table_kernel(
     table_ptr,  # int64 [words]
     first,  # which of them these are
-    words,  # some integers, each larger by _WIDE
+    words,  # some integers, each twice and larger by _WIDE
     COUNT: tl.constexpr,  # how many
 ):
     """The table, from arguments: a CUDA graph keeps these, and no memory of the host."""
     for i in tl.static_range(COUNT):
-        tl.store(table_ptr + first + i, words[i] - _WIDE)
+        tl.store(table_ptr + first + i, (words[i] - _WIDE) >> 1)
 
 
 @triton.jit
@@ -95,6 +96,20 @@ def _rounded(x, TYPE: tl.constexpr):
     return x.to(TYPE)
 
 
+@triton.jit
+def _update(p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, inside, scale_ptr, eps, COPY: tl.constexpr):
+    g = tl.load(g_ptr, mask=inside).to(tl.float32)
+    p, m, v = tl.load(p_ptr, mask=inside), tl.load(m_ptr, mask=inside), tl.load(v_ptr, mask=inside)
+    m = tl.load(scale_ptr) * m + tl.load(scale_ptr + 1) * g
+    v = tl.load(scale_ptr + 2) * v + tl.load(scale_ptr + 3) * g * g
+    p -= tl.load(scale_ptr + 4) * m / (tl.sqrt(v) * tl.load(scale_ptr + 5) + eps)
+    tl.store(m_ptr, m, mask=inside)
+    tl.store(v_ptr, v, mask=inside)
+    tl.store(p_ptr, p, mask=inside)
+    if COPY is not None:
+        tl.store(copy_ptr, _rounded(p, COPY), mask=inside)
+
+
 @jit()
 def adam_kernel(
     table_ptr,  # int64 [lines, 8] contiguous
@@ -115,25 +130,22 @@ def adam_kernel(
     line_ptr = table_ptr + line * _LINE
     scale_ptr = scales_ptr + tl.load(line_ptr + 7) * _LINE
     begin = (program - tl.load(line_ptr + 6)) * TILE
-    i = begin + tl.arange(0, TILE)
     # None at all where the update is left out.
-    inside = i < tl.load(line_ptr + 5) * tl.load(scale_ptr + 6).to(tl.int64)
+    count = tl.load(line_ptr + 5) * tl.load(scale_ptr + 6).to(tl.int64)
+    i = begin + tl.arange(0, TILE)
     p_ptr = _pointer(line_ptr, 0, tl.float32, ALIGNED) + i
+    g_ptr = _pointer(line_ptr, 1, GRAD, ALIGNED) + i
     m_ptr = _pointer(line_ptr, 2, tl.float32, ALIGNED) + i
     v_ptr = _pointer(line_ptr, 3, tl.float32, ALIGNED) + i
-    g = tl.load(_pointer(line_ptr, 1, GRAD, ALIGNED) + i, mask=inside, other=0.0).to(tl.float32)
-    p = tl.load(p_ptr, mask=inside, other=0.0)
-    m = tl.load(m_ptr, mask=inside, other=0.0)
-    v = tl.load(v_ptr, mask=inside, other=0.0)
-    m = tl.load(scale_ptr) * m + tl.load(scale_ptr + 1) * g
-    v = tl.load(scale_ptr + 2) * v + tl.load(scale_ptr + 3) * g * g
-    p -= tl.load(scale_ptr + 4) * m / (tl.sqrt(v) * tl.load(scale_ptr + 5) + eps)
-    tl.store(m_ptr, m, mask=inside)
-    tl.store(v_ptr, v, mask=inside)
-    tl.store(p_ptr, p, mask=inside)
+    copy_ptr = None
     if COPY is not None:
         copy_ptr = _pointer(line_ptr, 4, COPY, ALIGNED) + i
-        tl.store(copy_ptr, _rounded(p, COPY), mask=inside)
+    if not ALIGNED:
+        _update(p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, i < count, scale_ptr, eps, COPY)
+    elif begin + TILE <= count:  # a mask would forbid whole vectors
+        _update(p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, None, scale_ptr, eps, COPY)
+    else:
+        _update(p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, i < count, scale_ptr, eps, COPY)
 
 
 def _shape_of_memory(x: Tensor) -> list[tuple[int, int]]:
@@ -175,7 +187,7 @@ def _kept_table(device: torch.device, stream: int, words: tuple[int, ...]) -> Te
 
 def _new_table(device: torch.device, words: tuple[int, ...]) -> Tensor:
     count = tiles.ADAM_WORDS
-    wide = [word + _WIDE.value for word in words]
+    wide = [2 * word + _WIDE.value for word in words]
     wide += [_WIDE.value] * (-len(wide) % count)
     table = torch.empty(len(wide), dtype=torch.int64, device=device)
     for first in range(0, len(wide), count):
@@ -185,8 +197,8 @@ def _new_table(device: torch.device, words: tuple[int, ...]) -> Tensor:
 
 
 def _table(device: torch.device, words: tuple[int, ...]) -> Tensor:
-    stream = current_stream(device) if device.type == "cuda" else None
-    # A graph writes its own at each replay: what it holds is written nowhere else.
+    stream = None if only_planned() or device.type != "cuda" else current_stream(device)
+    # A graph writes its own at each replay, before which nothing is in it.
     return _new_table(device, words) if stream is None else _kept_table(device, stream, words)
 
 
@@ -240,7 +252,7 @@ def fused_adam(
             GRAD=_TYPES[kind[0]],
             COPY=_TYPES[kind[1]] if copies else None,
             ALIGNED=kind[-1],
-            LINES=triton.next_power_of_2(len(members)),
+            LINES=max(tiles.ADAM_LINES, triton.next_power_of_2(len(members))),
             TILE=tiles.ADAM_TILE,
             num_warps=tiles.WARPS,
         )

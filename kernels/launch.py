@@ -65,6 +65,11 @@ def planned() -> Iterator[list[Launch]]:
         _planned = before
 
 
+def only_planned() -> bool:
+    """Return whether launches are collected: nothing that they would write is there."""
+    return _planned is not None
+
+
 def launch(kernel, grid: tuple[int, ...], args: tuple, **meta) -> None:
     """Start a kernel on the device of its first tensor.
 

@@ -108,6 +108,7 @@ def variants() -> Iterator[Variant]:
         yield _variant("pairwise_tc", "", dtype, x, x, x, *weights)
         sums = (rows, zeros(64, 10))
         yield _variant("pairwise_tc_backward", "", dtype, *[rows] * 3, x, x, x, *sums, *weights)
+        yield from _adam_variants(dtype)
         yield _variant("permute_dims", "B=64", dtype, x, *key)
         yield _variant("permute_dims_backward", "B=64", dtype, x, *key)
         for size in (64, many):
@@ -129,10 +130,28 @@ def variants() -> Iterator[Variant]:
     yield _variant("permute_dims", "permutation_keys", torch.int64, x, *key)
 
 
-def _variant(op: str, name: str, dtype: torch.dtype, *args) -> Variant:
+def _variant(op: str, name: str, dtype: torch.dtype, *args, which: int | None = None) -> Variant:
+    """Take down the one launch of an op or, of several, the one that is asked for."""
     with planned() as launches:
         kernels.IMPLEMENTATIONS[op](*args)
+    if which is not None:
+        launches = [launches[which]]
     return Variant(op, f"{op} {name}".strip(), str(dtype).removeprefix("torch."), *launches)
+
+
+def _adam_variants(dtype: torch.dtype) -> Iterator[Variant]:
+    """Yield fused_adam's kernels for 38 tensors and gradients, and copies, of one type."""
+    zeros = functools.partial(torch.zeros, device="meta")
+    grads = [zeros(64, 10, dtype=dtype)] * 38
+    copies = [] if dtype == torch.float32 else grads
+    for name, p in (("", zeros(64, 10)), ("unaligned", zeros(641)[1:].view(64, 10))):
+        params = [p] * 38
+        args = (zeros(38), zeros(2, 3), params, grads, params, params, copies, [0] * 38, 1e-8)
+        yield _variant("fused_adam", name, dtype, *args, which=-1)
+    if dtype == torch.float32:
+        yield _variant("fused_adam", "table", torch.int64, *args, which=0)
+        yield _variant("fused_adam", "scales", dtype, *args, which=-2)
+        yield _variant("fused_adam", "scales found_inf", dtype, *args, zeros(()), which=-2)
 
 
 @functools.cache

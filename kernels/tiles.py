@@ -32,9 +32,9 @@ NLL_TILE, NLL_PROGRAMS = 1024, 1024
 #: pairwise_tc: numbers of rows, components and dimensions that a program has at hand.
 PAIR_TERMS = 1024
 
-#: fused_adam: elements a program; tensors whose scales a program makes; words that one launch writes
-#: into the table.
-ADAM_TILE, ADAM_TENSORS, ADAM_WORDS = 1024, 64, 128
+#: fused_adam: elements a program; tensors whose scales a program makes; words of the table that one
+#: launch writes; and lines that a program looks at, or more where there are more.
+ADAM_TILE, ADAM_TENSORS, ADAM_WORDS, ADAM_LINES = 1024, 64, 128, 64
 
 #: Partial sums that the last program adds in one go.
 PARTIALS = 1024
