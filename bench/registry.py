@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import torch
 
+from bench.adam import Players
 from fvae import Philox, ops
 from fvae.ops.registry import CPU_ONLY
 
 #: Ops of the C++/CUDA extension; the others have a Triton kernel, for CUDA alone.
 METRIC_OPS = ("metric_votes", "pair_features", "grouped_variance", "boosted_trees")
 #: Those that have a C++ op on a CPU.
-HOST_OPS = (*METRIC_OPS, "pairwise_tc")
+HOST_OPS = (*METRIC_OPS, "pairwise_tc", "fused_adam")
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,16 @@ def cases(
                 4 * (3 * b * d + 3 * b + b * d),
             )
         )  # fmt: skip
+    # Each backend has weights of its own, which its calls change.
+    units = 1000 if max(batches) > 64 else 8
+    players = {name: Players(device, units) for name in (None, *ops.BACKENDS)}
+    found.append(
+        Case(
+            "fused_adam", f"T={len(players[None].params)}, bf16",
+            lambda backend: players[backend].ours(backend),
+            players[None].bytes,
+        )
+    )  # fmt: skip
     sizes, votes, samples = (3, 6, 40, 32, 32), 800, 100
     codes = normal(737_280, d)
     scale, active = codes.var(0), torch.ones(d, dtype=torch.bool, device=device)

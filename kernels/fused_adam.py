@@ -14,11 +14,11 @@ from fvae.kernels.launch import jit, launch, only_planned
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
-# A tensor's line of the table: addresses of p, g, m, v and of the copy, elements, its first program,
-# its number. And one of the scales: both betas and what they leave of 1, step, root, whether to go.
+# A tensor's line of the table: addresses of p, g, m, v and of the copy, elements, first program and
+# number. Its line of the scales: each beta and what it leaves of 1, step, root, whether to go.
 _LINE = tl.constexpr(8)
-# Added to twice each word of the table on its way to the device: to Triton, which would compile anew
-# for others, they are all of 64 bits and odd.
+# Added to twice each word of the table on its way to the device: all are of 64 bits and odd then, and
+# Triton compiles once.
 _WIDE = tl.constexpr((1 << 60) + 1)
 # Where nothing lies, and nothing is read.
 _NOWHERE = 1 << 40
@@ -196,8 +196,12 @@ def _new_table(device: torch.device, words: tuple[int, ...]) -> Tensor:
     return table
 
 
+def _on_a_gpu(device: torch.device) -> bool:
+    return device.type == "cuda" and not only_planned()
+
+
 def _table(device: torch.device, words: tuple[int, ...]) -> Tensor:
-    stream = None if only_planned() or device.type != "cuda" else current_stream(device)
+    stream = current_stream(device) if _on_a_gpu(device) else None
     # A graph writes its own at each replay, before which nothing is in it.
     return _new_table(device, words) if stream is None else _kept_table(device, stream, words)
 

@@ -33,15 +33,15 @@ def fused_adam(
     Args:
         params: p, T tensors of any shape and layout; float32. A gradient of theirs is not followed.
         grads: g, one for each, of its shape; float32, bfloat16 or float16. Those that lie as p
-            does, as an element of dense memory for each, are read at full speed.
+            does, in one piece of memory and in the same order, are read at full speed.
         exp_avg: m, one for each, of its shape; float32, zeros at first.
         exp_avg_sq: v, likewise.
         steps: t, the number of updates of each tensor, ``[T]``; float32, zeros at first.
-        settings: lr, beta1 and beta2 of each group, ``[G, 3]``; float32. Read by the device, so that
-            a replayed CUDA graph takes those that are there now.
+        settings: lr, beta1 and beta2 of each group, ``[G, 3]``; float32. Read by the device, so
+            that a replayed CUDA graph takes those that are there now.
         groups: the group of each tensor, 0 to G - 1. None: all are of group 0.
-        copies: none, or one for each, of its shape; bfloat16 or float16. They become the new weights,
-            rounded to the nearest, ties to even.
+        copies: none, or one for each, of its shape; bfloat16 or float16. They become the new
+            weights, rounded to the nearest, ties to even.
         eps: what keeps the quotient finite.
         found_inf: ``[]``, float32; where it is 1 nothing at all changes. None: never.
         backend: None picks; otherwise a name in :data:`BACKENDS`.
@@ -100,6 +100,4 @@ def _check_one(name: str, x: Tensor, fits: bool, shape: str, device: torch.devic
     if x.dtype != torch.float32:
         raise TypeError(f"{name}: got {x.dtype}, expected float32")
     if not fits or x.device != device:
-        raise ValueError(
-            f"{name}: got {list(x.shape)} on {x.device}, expected {shape} on {device}"
-        )
+        raise ValueError(f"{name}: got {list(x.shape)} on {x.device}, expected {shape} on {device}")

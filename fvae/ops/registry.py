@@ -169,8 +169,8 @@ def _until_built(name: str) -> Callable:
 #: The library that owns the ops' schemas and fakes.
 LIBRARY = torch.library.Library("fvae", "DEF")
 for _name, _schema in SCHEMAS.items():
-    # The outputs never alias an input, and nothing is mutated but what the schema says: tagged so for
-    # the compiler.
+    # The outputs never alias an input, and nothing is mutated but what the schema says: tagged so
+    # for the compiler.
     LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     _run = _until_built(_name) if _name in EXTENSION["cpu"] else BACKENDS["reference"][_name]
     LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")

@@ -3,6 +3,7 @@
 The interpreter has to be chosen before Triton is imported: conftest.py does.
 """
 
+import copy
 import json
 import os
 import re
@@ -16,6 +17,8 @@ from shared import DEVICE, SHAPES, assert_close, packed, triton_and_reference
 from torch.library import opcheck
 
 from fvae import Philox, ops, philox
+from fvae.kernels import fused_adam, report
+from fvae.kernels.launch import planned
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Grids stay small in the interpreter: the widest of the shared shapes is for the GPU.
@@ -116,6 +119,70 @@ def test_pairwise_tc_far_apart_and_beyond():
     z[4, 1] = torch.nan
     for out in ops.BACKENDS["triton"]["pairwise_tc"](*batch, -1.0, -1.0, -1.0)[:3]:
         assert out[4].isnan() and out.isnan().sum() == 1
+
+
+def _adam(copies, dtype, shapes=((65, 17), (1,), (3, 2, 4, 4), (1100,))):
+    """Arguments of fused_adam: two groups, a tensor in channels_last, one of more than a tile."""
+    params = [_normal(shape, torch.float32) for shape in shapes]
+    params[2] = params[2].contiguous(memory_format=torch.channels_last)
+    grads = [torch.randn_like(p).to(dtype) for p in params]
+    moments = [[torch.rand_like(p) for p in params] for _ in range(2)]
+    copies = [torch.zeros_like(p, dtype=copies) for p in params] if copies else []
+    settings = torch.tensor([[1e-2, 0.9, 0.999], [1e-3, 0.5, 0.9]], device=DEVICE)
+    steps = torch.tensor([0.0, 3.0, 7.0, 1000.0], device=DEVICE)
+    return (steps, settings, params, grads, *moments, copies, [0, 1, 0, 1], 1e-8)
+
+
+@pytest.mark.parametrize("copies", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fused_adam(dtype, copies):
+    mine = _adam(copies, dtype)
+    theirs = copy.deepcopy(mine)
+    for found_inf in (None, 1.0, 0.0):
+        word = None if found_inf is None else torch.tensor(found_inf, device=DEVICE)
+        ops.BACKENDS["triton"]["fused_adam"](*mine, word)
+        ops.BACKENDS["reference"]["fused_adam"](*theirs, word)
+        for i in (0, 2, 4, 5):
+            assert_close(mine[i], theirs[i], torch.float32)
+        for p, rounded in zip(mine[2], mine[6], strict=False):
+            assert torch.equal(rounded, p.to(copies))
+
+
+def test_fused_adam_writes_a_table_once_for_the_same_pointers(monkeypatch):
+    made, stream = [], [1]
+    new = fused_adam._new_table
+    monkeypatch.setattr(fused_adam, "_new_table", lambda *args: made.append(args) or new(*args))
+    monkeypatch.setattr(fused_adam, "current_stream", lambda device: stream[0])
+    monkeypatch.setattr(fused_adam, "_on_a_gpu", lambda device: True)
+    fused_adam._kept_table.cache_clear()
+    mine = _adam(torch.bfloat16, torch.bfloat16)
+    theirs = copy.deepcopy(mine)
+    # Twice the same; another stream; while a graph is recorded, each time; other gradients.
+    for number, tables in ((1, 1), (1, 1), (2, 2), (None, 3), (None, 4), (1, 4)):
+        stream[0] = number
+        fused_adam.fused_adam(*mine)
+        ops.BACKENDS["reference"]["fused_adam"](*theirs)
+        assert len(made) == tables
+    fused_adam.fused_adam(*mine[:3], [g.clone() for g in mine[3]], *mine[4:])
+    assert len(made) == 5
+    fused_adam.fused_adam(*mine[:3], mine[3], *mine[4:])
+    assert len(made) == 5
+    for _ in range(2):
+        ops.BACKENDS["reference"]["fused_adam"](*theirs)
+    for got, expected in zip(mine[2], theirs[2], strict=True):
+        assert_close(got, expected, torch.float32)
+    fused_adam._kept_table.cache_clear()
+
+
+def test_fused_adam_compiles_once_for_any_pointers():
+    keys = set()
+    for n in (1, 3, 16, 38, 64):
+        params = [torch.zeros(7 * n + i + 4, device=DEVICE) for i in range(n)]
+        args = (params, params, params, params, [], [0] * n, 1e-8)
+        with planned() as launches:
+            fused_adam.fused_adam(torch.zeros(n), torch.zeros(2, 3), *args)
+        keys.update(report.key_of(launch) for launch in launches)
+    assert len(keys) == 3
 
 
 def _target(form, logits):
@@ -298,6 +365,7 @@ def test_opcheck_on_the_gpu():
     opcheck(torch.ops.fvae.reparameterize.default, (mu, mu, *key))
     opcheck(torch.ops.fvae.logit_ratio.default, (mu[:, :2], mu[:, 2:4]))
     opcheck(torch.ops.fvae.pairwise_tc.default, (mu, mu, mu, -1.0, -1.0, -1.0))
+    opcheck(torch.ops.fvae.fused_adam.default, _adam(torch.bfloat16, torch.bfloat16))
     images = _normal((3, 1, 8, 8), torch.float32)
     opcheck(torch.ops.fvae.bernoulli_nll.default, (images, images > 0))
     opcheck(torch.ops.fvae.gaussian_nll.default, (images, images > 0))

@@ -1,0 +1,113 @@
+"""Adam of both players' weights: the op beside PyTorch's fused Adam and the casts that it needs.
+
+``python -m bench.adam`` prints one JSON line; a ratio is the other's time over the op's, medians of
+interleaved rounds. The weights of the default VAE and discriminator (6 x 1000 units) in float32,
+gradients and copies of the weights in bfloat16 or, with ``--float32``, gradients in float32 and no
+copies, where PyTorch needs no casts.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+
+import torch
+from torch import Tensor
+
+from bench.baseline import decoder, discriminator, encoder
+from fvae import ops
+
+#: lr, beta1 and beta2 of the VAE and of the discriminator.
+SETTINGS = ((1e-4, 0.9, 0.999), (1e-4, 0.5, 0.9))
+ROUNDS = 100
+
+
+class Players:
+    """A FactorVAE's weights, their moments and gradients, and copies of 16 bits.
+
+    Args:
+        device: where they are.
+        units: of a layer of the discriminator.
+        low: dtype of gradients and copies; float32 for no copies.
+    """
+
+    def __init__(
+        self, device: str = "cpu", units: int = 1000, low: torch.dtype = torch.bfloat16
+    ) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            vae = [*encoder().parameters(), *decoder().parameters()]
+            each = [*vae, *discriminator(units=units).parameters()]
+            self.params = [p.detach().to(device) for p in each]
+            self.grads = [torch.randn(p.shape).to(device, low) * 1e-3 for p in each]
+        self.groups = [int(i >= len(vae)) for i in range(len(each))]
+        self.exp_avg = [torch.zeros_like(p) for p in self.params]
+        self.exp_avg_sq = [torch.zeros_like(p) for p in self.params]
+        self.copies = [] if low == torch.float32 else [p.to(low) for p in self.params]
+        self.steps = torch.zeros(len(each), device=device)
+        self.settings = torch.tensor(SETTINGS, device=device)
+
+    @property
+    def bytes(self) -> int:
+        """What one update must read and write."""
+        state = 2 * 4 * 3 * sum(p.numel() for p in self.params)
+        return state + sum(x.numel() * x.itemsize for x in (*self.grads, *self.copies))
+
+    def ours(self, backend: str | None = None) -> list[Tensor]:
+        """Return weights and copies after one more update by the op."""
+        ops.fused_adam(
+            self.params, self.grads, self.exp_avg, self.exp_avg_sq, self.steps, self.settings,
+            self.groups, self.copies, backend=backend,
+        )  # fmt: skip
+        return [*self.params, *self.copies]
+
+    def theirs(self) -> list[Tensor]:
+        """Return them after one more update by PyTorch."""
+        steps = list(self.steps)
+        torch._foreach_add_(steps, 1)
+        for group, (lr, beta1, beta2) in enumerate(SETTINGS):
+            pick = [i for i, g in enumerate(self.groups) if g == group]
+            lists = [
+                [x[i] for i in pick]
+                for x in (self.params, self.grads, self.exp_avg, self.exp_avg_sq, steps)
+            ]
+            torch._fused_adam_(
+                lists[0], [g.float() for g in lists[1]], *lists[2:4], [], lists[4], lr=lr,
+                beta1=beta1, beta2=beta2, weight_decay=0.0, eps=1e-8, amsgrad=False,
+                maximize=False,
+            )  # fmt: skip
+        if self.copies:
+            torch._foreach_copy_(self.copies, self.params)
+        return [*self.params, *self.copies]
+
+
+def main() -> None:
+    """Check, time, print."""
+    from bench.registry import why_not_compared
+
+    parser = argparse.ArgumentParser(prog="bench.adam", description=__doc__.partition("\n")[0])
+    parser.add_argument("--float32", action="store_true", help="gradients in float32, no copies")
+    low = torch.float32 if parser.parse_args().float32 else torch.bfloat16
+    if why := why_not_compared("fused_adam", "cpu"):
+        print(f"bench.adam: {why}", file=sys.stderr)
+        raise SystemExit(2)
+    ours, theirs = Players(low=low), Players(low=low)
+    for _ in range(3):
+        torch.testing.assert_close(ours.ours(), theirs.theirs(), rtol=1e-2, atol=1e-6)
+    seconds: dict[str, list[float]] = {"fused_adam": [], "pytorch": []}
+    for _ in range(ROUNDS):
+        for name, run in (("fused_adam", ours.ours), ("pytorch", theirs.theirs)):
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    line = {"weights": sum(p.numel() for p in ours.params), "dtype": str(low)[6:]}
+    line |= {f"{name}_ms": round(1e3 * value, 3) for name, value in median.items()}
+    line |= {"ratio": round(median["pytorch"] / median["fused_adam"], 2)}
+    line |= {"GB_s": round(ours.bytes / median["fused_adam"] / 1e9, 1)}
+    print(json.dumps(line | {"threads": torch.get_num_threads(), "torch": torch.__version__}))
+
+
+if __name__ == "__main__":
+    main()
