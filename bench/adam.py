@@ -45,6 +45,8 @@ class Players:
         self.exp_avg = [torch.zeros_like(p) for p in self.params]
         self.exp_avg_sq = [torch.zeros_like(p) for p in self.params]
         self.copies = [] if low == torch.float32 else [p.to(low) for p in self.params]
+        # PyTorch's gradients in float32, in memory that is there from call to call.
+        self.wide = self.grads if low == torch.float32 else [p.clone() for p in self.params]
         self.steps = torch.zeros(len(each), device=device)
         self.settings = torch.tensor(SETTINGS, device=device)
 
@@ -65,17 +67,18 @@ class Players:
     def theirs(self) -> list[Tensor]:
         """Return them after one more update by PyTorch."""
         steps = list(self.steps)
+        if self.copies:
+            torch._foreach_copy_(self.wide, self.grads)
         torch._foreach_add_(steps, 1)
         for group, (lr, beta1, beta2) in enumerate(SETTINGS):
             pick = [i for i, g in enumerate(self.groups) if g == group]
             lists = [
                 [x[i] for i in pick]
-                for x in (self.params, self.grads, self.exp_avg, self.exp_avg_sq, steps)
+                for x in (self.params, self.wide, self.exp_avg, self.exp_avg_sq, steps)
             ]
             torch._fused_adam_(
-                lists[0], [g.float() for g in lists[1]], *lists[2:4], [], lists[4], lr=lr,
-                beta1=beta1, beta2=beta2, weight_decay=0.0, eps=1e-8, amsgrad=False,
-                maximize=False,
+                *lists[:4], [], lists[4], lr=lr, beta1=beta1, beta2=beta2,
+                weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
             )  # fmt: skip
         if self.copies:
             torch._foreach_copy_(self.copies, self.params)

@@ -17,8 +17,8 @@ _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16:
 # A tensor's line of the table: addresses of p, g, m, v and of the copy, elements, first program and
 # number. Its line of the scales: each beta and what it leaves of 1, step, root, whether to go.
 _LINE = tl.constexpr(8)
-# Added to twice each word of the table on its way to the device: all are of 64 bits and odd then, and
-# Triton compiles once.
+# Added to twice each word of the table on its way to the device: all are then of 64 bits and odd,
+# and Triton compiles once.
 _WIDE = tl.constexpr((1 << 60) + 1)
 # Where nothing lies, and nothing is read.
 _NOWHERE = 1 << 40
