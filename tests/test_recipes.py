@@ -144,7 +144,7 @@ def test_a_recipe_is_for_the_first_command(tmp_path):
     assert "--recipe kim2018: cannot be given with --resume" in refused(*words)
 
 
-def test_a_run_keeps_the_settings_themselves(tmp_path, monkeypatch):
+def test_a_run_keeps_the_settings_themselves(tmp_path, monkeypatch, own_cache):
     monkeypatch.setattr(report, "write_report", lambda run, _: run)
     source = write_npz(tmp_path / "dsprites.npz")
     small = options(SMALL, "disc_units", "disc_hidden_layers", "conv_channels", "device", "seed")

@@ -80,7 +80,7 @@ def test_nothing_that_is_set_reaches_a_run(name, plain, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["default device", "default dtype float64", "inference mode"])
-def test_gans_stacked_runs_reports_and_files(name, tmp_path):
+def test_gans_stacked_runs_reports_and_files(name, tmp_path, own_cache):
     from small import write_npz
 
     archive = write_npz(tmp_path / "dsprites.npz")
