@@ -1,14 +1,17 @@
-"""Adam over PyTorch's fused kernel, without ``torch.optim``.
+"""Adam of a training step: every tensor of both players in one call of :func:`ops.fused_adam`.
 
-``torch.optim`` loads all of PyTorch's compiler at its first use, which nothing here calls: it took
-half of the time from a command's start to its first step.
+Networks that multiply in bfloat16 are copies of the weights: their gradients are read as they
+come, and the update itself writes them anew, so that no step casts a weight or a gradient.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fvae import ops
 
 #: What keeps the quotient finite: PyTorch's default, and the one of the papers' own code.
 EPSILON = 1e-8
@@ -17,10 +20,10 @@ EPSILON = 1e-8
 class Adam:
     """m / (sqrt(v) + eps) with bias correction (Kingma & Ba 2015), all tensors in one call.
 
-    Bit for bit what ``torch.optim.Adam(fused=True, capturable=True)`` computes.
-
     Args:
-        groups: for each player ``params``, ``lr`` and ``betas``.
+        groups: for each player ``params``, ``lr`` and ``betas``; and ``leaves`` where other tensors
+            of the same shapes have the gradients: they become the new weights, rounded.
+        backend: of :func:`fvae.ops.fused_adam`.
 
     Attributes:
         param_groups: the groups.
@@ -28,52 +31,84 @@ class Adam:
         found_inf: float32 ``[]``; where it is 1 the device leaves out the update. None: never.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
-        self.param_groups = [{**group, "params": list(group["params"])} for group in groups]
-        self.state: dict[Tensor, dict[str, Tensor]] = {}
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self.state[parameter] = {
-                    "step": torch.zeros((), device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
+    def __init__(self, groups: Sequence[dict[str, Any]], backend: str | None = None) -> None:
+        self.param_groups = list(groups)
+        self.backend = backend
+        self.params = [p for group in groups for p in group["params"]]
+        self.leaves = [p for group in groups for p in group.get("leaves", group["params"])]
+        self._copied = self.leaves[0] is not self.params[0]
+        self._groups = [i for i, group in enumerate(groups) for _ in group["params"]]
+        device = self.params[0].device
+        rates = [[group["lr"], *group["betas"]] for group in groups]
+        self._settings = torch.tensor(rates, dtype=torch.float32, device=device)
+        self._steps = torch.zeros(len(self.params), device=device)
+        self.state: dict[Tensor, dict[str, Tensor]] = {
+            parameter: {
+                "step": self._steps[i],
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+            for i, parameter in enumerate(self.params)
+        }
         self.found_inf: Tensor | None = None
 
-    @torch.no_grad()
     def step(self) -> None:
         """Update every parameter that has a gradient."""
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            states = [self.state[p] for p in parameters]
-            steps = [s["step"] for s in states]
-            torch._foreach_add_(steps, 1)
-            torch._fused_adam_(
-                parameters,
-                [p.grad for p in parameters],
-                [s["exp_avg"] for s in states],
-                [s["exp_avg_sq"] for s in states],
-                [],
-                steps,
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=0.0,
-                eps=EPSILON,
-                amsgrad=False,
-                maximize=False,
-                found_inf=self.found_inf,
-            )
-            if self.found_inf is not None:
-                torch._foreach_sub_(steps, [self.found_inf] * len(steps))
+        having = groupby(range(len(self.leaves)), lambda i: self.leaves[i].grad is not None)
+        for has, run in having:
+            if has:
+                first, *rest = run
+                self._step(slice(first, first + 1 + len(rest)))
+
+    @torch.no_grad()
+    def _step(self, of: slice) -> None:
+        states = [self.state[p] for p in self.params[of]]
+        ops.fused_adam(
+            self.params[of],
+            [leaf.grad for leaf in self.leaves[of]],
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            self._steps[of],
+            self._settings,
+            self._groups[of],
+            [leaf.detach() for leaf in self.leaves[of]] if self._copied else (),
+            eps=EPSILON,
+            found_inf=self.found_inf,
+            backend=self.backend,
+        )
+
+    def split(self) -> dict[Tensor, list[Tensor]]:
+        """Let each tensor ``[M, ...]`` be M tensors, whose updates are counted apart.
+
+        Returns:
+            the M views of each parameter, whose gradients are now read.
+        """
+        parts = {p: [torch.nn.Parameter(part) for part in p.detach().unbind()] for p in self.params}
+        # All tensors of a model, then those of the next: together they are one call.
+        self.params = self.leaves = [
+            part for each in zip(*parts.values(), strict=True) for part in each
+        ]
+        self._groups *= len(self.params) // len(parts)
+        self._steps = self._steps.new_zeros(len(self.params))
+        count = {part: step for part, step in zip(self.params, self._steps, strict=True)}
+        for parameter, each in parts.items():
+            whole = self.state[parameter]
+            whole["step"] = count[each[0]]
+            for m, part in enumerate(each):
+                moments = {name: whole[name][m] for name in ("exp_avg", "exp_avg_sq")}
+                self.state[part] = {"step": count[part]} | moments
+        return parts
+
+    @torch.no_grad()
+    def copy(self) -> None:
+        """Make the leaves the weights as they are, where something else has set these."""
+        if self._copied:
+            torch._foreach_copy_(self.leaves, self.params)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients; ``set_to_none=False`` keeps their memory."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if set_to_none:
-                    parameter.grad = None
-                elif parameter.grad is not None:
-                    parameter.grad.zero_()
+        for leaf in self.leaves:
+            if set_to_none:
+                leaf.grad = None
+            elif leaf.grad is not None:
+                leaf.grad.zero_()

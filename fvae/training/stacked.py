@@ -89,9 +89,9 @@ class StackedTrainer(Trainer):
                 )
         self.configs, self.group = configs, group
         super().__init__(configs[0], store)
-        self._share_optimizer()
         self.rng = Philox([c.seed for c in configs], device=self.device)
         self.scale = LossScale(self.device, len(configs)) if self.scale else None
+        self.parts = self.optimizer.split() if self.scale else {}
         values = [objectives.weight_of(c) for c in configs]
         self.weights = [objectives.weight_at(*v) for v in values]
         value, warmup = (torch.tensor(v, device=self.device) for v in zip(*values, strict=True))
@@ -111,48 +111,20 @@ class StackedTrainer(Trainer):
         self.discriminator = stack(discriminators).to(self.device) if discriminators[0] else None
         return self._groups()
 
-    def _share_optimizer(self) -> None:
-        """Let Adam see a tensor for each model, a view of the stacked one.
-
-        It rounds the last elements of a tensor in another way than the rest, so that only then
-        each model's update is what it would be alone, bit for bit.
-        """
-        self.parts: list[tuple[torch.nn.Parameter, list[torch.nn.Parameter]]] = []
-        for group in self.optimizer.param_groups:
-            each = []
-            for parameter in group["params"]:
-                parts = [torch.nn.Parameter(part) for part in parameter.detach().unbind()]
-                state = self.optimizer.state[parameter]
-                for m, part in enumerate(parts):
-                    self.optimizer.state[part] = {
-                        "step": state["step"] if m == 0 else state["step"].clone(),
-                        "exp_avg": state["exp_avg"][m],
-                        "exp_avg_sq": state["exp_avg_sq"][m],
-                    }
-                self.parts.append((parameter, parts))
-                each += parts
-            group["params"] = each
-
     def _update(self) -> None:
-        for parameter, parts in self.parts:
-            whole = parameter.grad
-            assert whole is not None  # the backward pass has just made it
-            if self.scale is None:
-                for part, grad in zip(parts, whole.unbind(), strict=True):
-                    part.grad = grad
-        if self.scale:
-            # One after another: Adam takes one word for all that it steps.
-            for m in range(len(self.configs)):
-                for parameter, parts in self.parts:
-                    assert parameter.grad is not None
-                    parts[m].grad = parameter.grad[m]
-                self._update_model(self._gradients(), m)
-                self.optimizer.zero_grad(set_to_none=True)
-            self.scale.update()
-        else:
+        if not self.scale:
             super()._update()
-        for parameter, _ in self.parts:
-            parameter.grad = None
+            return
+        # One after another: each leaves out updates of its own.
+        for m in range(len(self.configs)):
+            for whole, parts in self.parts.items():
+                assert whole.grad is not None  # the backward pass has just made it
+                parts[m].grad = whole.grad[m]
+            self._update_model(self._gradients(), m)
+            self.optimizer.zero_grad(set_to_none=True)
+        self.scale.update()
+        for whole in self.parts:
+            whole.grad = None
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return x  # the networks rearrange it
@@ -170,11 +142,10 @@ class StackedTrainer(Trainer):
 
     def _updates(self, m: int) -> dict[str, Tensor]:
         """Adam's counts of model m, by name."""
-        names = {parameter: name for name, parameter in self._parameters().items()}
-        return {
-            _UPDATES + names[parameter]: self.optimizer.state[parts[m]]["step"]
-            for parameter, parts in self.parts
+        own = {
+            name: self.parts[p][m] if self.parts else p for name, p in self._parameters().items()
         }
+        return {_UPDATES + name: self.optimizer.state[p]["step"] for name, p in own.items()}
 
     def restore_all(self, states: Sequence[dict[str, Tensor]], path: Path) -> None:
         """Take over the states of the M models, all of one step.

@@ -1,5 +1,6 @@
 """One training step of one run: draw a batch, run forward and backward, update both players."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -25,6 +26,9 @@ from fvae.training.graph import StepGraph
 from fvae.training.memory import check_memory
 from fvae.training.scaling import LossScale
 
+# What the optimizer updates, and what has the gradients.
+_LISTS = ("params", "leaves")
+
 
 class Trainer:
     """Networks, optimizer and random numbers of one run; ``step()`` trains both players once.
@@ -40,6 +44,8 @@ class Trainer:
     """
 
     vae: nets.VAE | StackedVAE
+    #: VAE and discriminator that the step runs: the weights' own, or copies of them in bfloat16.
+    networks: list[nn.Module]
 
     def __init__(self, config: TrainConfig, store: Store, world: World | None = None) -> None:
         config = sized(config, store)
@@ -51,7 +57,7 @@ class Trainer:
         self.rng = Philox(config.seed, device=self.device)
         self.step_count = 0
         groups, gpu = self._build(store.image_shape[0]), self.device.type == "cuda"
-        self.optimizer = Adam(groups)
+        self.optimizer = Adam(groups, config.backend)
         self.constants = objectives.constants(config, len(store))
         self.graph = StepGraph() if gpu and config.graph and self.world.size == 1 else None
         self.weight_at = objectives.weight_at(*objectives.weight_of(config))
@@ -72,16 +78,20 @@ class Trainer:
         return self._groups()
 
     def _groups(self) -> list[dict]:
+        """Make the networks that compute; return the optimizer's groups, one a player."""
         config = self.config
-        players: list[tuple[nn.Module, float, tuple[float, float]]] = [
-            (self.vae, config.learning_rate, VAE_BETAS)
-        ]
+        players = [(self.vae, config.learning_rate, VAE_BETAS)]
         if self.discriminator:
             players.append((self.discriminator, config.disc_learning_rate, DISC_BETAS))
-        return [
-            {"params": list(network.parameters()), "lr": rate, "betas": betas}
-            for network, rate, betas in players
-        ]
+        # Where processes share a batch, their gradients are averaged in float32.
+        half = AUTOCAST["bf16"] if config.precision == "bf16" and self.world.size == 1 else None
+        groups, self.networks = [], []
+        for network, rate, betas in players:
+            working = copy.deepcopy(network).to(half) if half else network
+            self.networks.append(working)
+            of_each = [list(each.parameters()) for each in (network, working)]
+            groups.append({"lr": rate, "betas": betas} | dict(zip(_LISTS, of_each, strict=True)))
+        return groups
 
     def _modules(self) -> dict[str, nn.Module]:
         """Networks by the first part of their tensors' names in a checkpoint."""
@@ -161,21 +171,19 @@ class Trainer:
         self.optimizer.step()
 
     def _gradients(self) -> list[Tensor]:
-        groups = self.optimizer.param_groups
-        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        return [leaf.grad for leaf in self.optimizer.leaves if leaf.grad is not None]
 
     @functools.cached_property
     def _run(self) -> Callable[..., objectives.Terms]:
-        return self.world.parallel(self.vae, self.discriminator)
+        return self.world.parallel(*self.networks)
 
     def _terms(self, x: Tensor, weight: Tensor | float, target: Tensor | None) -> objectives.Terms:
-        networks = [self.vae] + ([self.discriminator] if self.discriminator else [])
         drawn = objectives.drawn(self.config)
         batches = self._laid_out(x).chunk(drawn, dim=-4) * (self.objective.batches // drawn)
         terms_of = self.objective.terms
         assert terms_of is not None, "an objective without terms has a trainer of its own"
         rest = (weight, self.rng, self.config.backend, target, self.world)
-        return terms_of(*networks, *batches, *rest, **self.constants)
+        return terms_of(*self.networks, *batches, *rest, **self.constants)
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last)
@@ -207,6 +215,7 @@ class Trainer:
         """
         for part, module in self._modules().items():
             checkpoint.load_weights(module, tensors, part + ".", path)
+        self.optimizer.copy()
         try:
             for name, parameter in self._parameters().items():
                 for key, value in self.optimizer.state[parameter].items():
