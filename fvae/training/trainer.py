@@ -87,7 +87,7 @@ class Trainer:
         half = AUTOCAST["bf16"] if config.precision == "bf16" and self.world.size == 1 else None
         groups, self.networks = [], []
         for network, rate, betas in players:
-            working = copy.deepcopy(network).to(half) if half else network
+            working = _in_half(network, half) if half else network
             self.networks.append(working)
             of_each = [list(each.parameters()) for each in (network, working)]
             groups.append({"lr": rate, "betas": betas} | dict(zip(_LISTS, of_each, strict=True)))
@@ -230,6 +230,12 @@ class Trainer:
                 " configuration"
             ) from None
         self.step_count = int(self.rng.step)
+
+
+def _in_half(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a network whose weights are rounded, each laid out as it was."""
+    weights = {id(p): nn.Parameter(p.detach().to(dtype)) for p in network.parameters()}
+    return copy.deepcopy(network, weights)
 
 
 def sized(config: TrainConfig, store: Store) -> TrainConfig:

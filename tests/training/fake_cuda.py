@@ -105,12 +105,13 @@ def step(models=1, kind="bits", **settings):
     config = dataclasses.replace(SMALL, **settings)
     trainer = trainer_of(config, STORES[kind](50), models, one_convolution=False)
     encoded = []
-    if hasattr(trainer, "vae"):
-        encode = trainer.vae.encode
-        trainer.vae.encode = lambda x: encoded.append(tuple(x.shape)) or encode(x)
+    if hasattr(trainer, "networks"):
+        vae = trainer.networks[0]
+        encode = vae.encode
+        vae.encode = lambda x: encoded.append(tuple(x.shape)) or encode(x)
 
     def backward(loss, inputs=None):
-        for p in inputs or trainer._parameters().values():
+        for p in inputs or getattr(trainer, "parts", None) or trainer.optimizer.leaves:
             p.grad = torch.zeros_like(p)
 
     torch.Tensor.backward = backward
