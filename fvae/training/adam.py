@@ -77,7 +77,7 @@ class Adam:
             backend=self.backend,
         )
 
-    def split(self) -> dict[Tensor, list[Tensor]]:
+    def split(self) -> dict[Tensor, list[torch.nn.Parameter]]:
         """Let each tensor ``[M, ...]`` be M tensors, whose updates are counted apart.
 
         Returns:

@@ -26,9 +26,6 @@ from fvae.training.graph import StepGraph
 from fvae.training.memory import check_memory
 from fvae.training.scaling import LossScale
 
-# What the optimizer updates, and what has the gradients.
-_LISTS = ("params", "leaves")
-
 
 class Trainer:
     """Networks, optimizer and random numbers of one run; ``step()`` trains both players once.
@@ -80,7 +77,9 @@ class Trainer:
     def _groups(self) -> list[dict]:
         """Make the networks that compute; return the optimizer's groups, one a player."""
         config = self.config
-        players = [(self.vae, config.learning_rate, VAE_BETAS)]
+        players: list[tuple[nn.Module, float, tuple[float, float]]] = [
+            (self.vae, config.learning_rate, VAE_BETAS)
+        ]
         if self.discriminator:
             players.append((self.discriminator, config.disc_learning_rate, DISC_BETAS))
         # Where processes share a batch, their gradients are averaged in float32.
@@ -89,8 +88,10 @@ class Trainer:
         for network, rate, betas in players:
             working = _in_half(network, half) if half else network
             self.networks.append(working)
-            of_each = [list(each.parameters()) for each in (network, working)]
-            groups.append({"lr": rate, "betas": betas} | dict(zip(_LISTS, of_each, strict=True)))
+            tensors = {
+                "params": list(network.parameters()), "leaves": list(working.parameters())
+            }  # fmt: skip
+            groups.append({"lr": rate, "betas": betas, **tensors})
         return groups
 
     def _modules(self) -> dict[str, nn.Module]:
