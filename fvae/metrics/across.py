@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fvae.errors import UserError
 from fvae.metrics.constants import CENTRALITY, UDR
+from fvae.metrics.predict import lasso
 
 Matrix = np.ndarray
 
@@ -60,12 +61,9 @@ def _spearman(a: Matrix, b: Matrix) -> Matrix:
 
 def _lasso(a: Matrix, b: Matrix) -> Matrix:
     """Absolute weights of Lasso regressions of the columns of b on those of a: ``[d, e]``."""
-    from sklearn.linear_model import Lasso
-
     if not a.shape[1] or not b.shape[1]:
         return np.zeros((a.shape[1], b.shape[1]))
-    model = Lasso(alpha=UDR.penalty, fit_intercept=False, precompute=True)
-    weights = model.fit(_standard(a), _standard(b)).coef_
+    weights = lasso(_standard(a), _standard(b), UDR.penalty).coef_
     return np.abs(weights.reshape(b.shape[1], a.shape[1])).T
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fvae.device import as_imported
 from fvae.metrics.factors import Labels
-from fvae.metrics.predict import boosted, score_of
+from fvae.metrics.predict import boosted, lasso, score_of
 from fvae.metrics.protocols import (
     DCI_PROTOCOLS,
     BoostedDciProtocol,
@@ -139,13 +139,11 @@ def _forests(of: DciProtocol, train: Draw, test: Draw) -> tuple[np.ndarray, np.n
 
 def _lasso(of: LinearDciProtocol, train: Draw, test: Draw) -> tuple[np.ndarray, np.ndarray]:
     """Sizes of the weights [d, K], and 1 - error [K], of an L1 regression for each factor."""
-    from sklearn.linear_model import Lasso
-
     (x, unseen), (y, labels) = (
         _standardised(a.astype(float), b.astype(float))
         for a, b in ((train.codes, test.codes), (train.labelled, test.labelled))
     )
-    models = [Lasso(of.penalty).fit(x, column) for column in y.T]
+    models = [lasso(x, column, of.penalty) for column in y.T]
     predicted = np.stack([model.predict(unseen) for model in models], axis=1)
     errors = np.sqrt(((predicted - labels) ** 2).mean(0))
     weights = np.stack([np.abs(m.coef_) for m in models], axis=1)

@@ -1,5 +1,8 @@
 """What the metrics predict factors with, and how well that went."""
 
+import warnings
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -39,6 +42,28 @@ def boosted(
         rate=rate,
     )
     return importance.numpy().T, list(predicted.numpy())
+
+
+# Of Lasso regressions: cheap, d^2 products each, and many where dimensions tell nearly the same.
+_DESCENTS = 100_000
+
+
+def lasso(x: np.ndarray, y: np.ndarray, penalty: float) -> Any:
+    """scikit-learn's Lasso with an intercept, fitted: ``|y - x w - c|^2 / 2N + penalty |w|_1``.
+
+    Args:
+        x: codes, ``[N, d]``.
+        y: targets, ``[N]`` or ``[N, e]``.
+        penalty: of the weights.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import Lasso
+
+    model = Lasso(penalty, precompute=True, max_iter=_DESCENTS)
+    with warnings.catch_warnings():
+        # Dimensions that are the same share a weight in one way or another.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model.fit(x, y)
 
 
 def score_of(predicted: np.ndarray, labels: np.ndarray) -> float:

@@ -1,5 +1,7 @@
 """UDR and ModelCentrality: what is alike scores 1, what has nothing in common scores low."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from fvae.metrics.across import (
     relative_strength,
     udr_scores,
 )
+from fvae.metrics.dci import dci_score
 
 SIMILARITIES = ("spearman", "lasso")
 
@@ -153,3 +156,13 @@ def test_bad_input_is_one_line():
         with pytest.raises(UserError, match="^models: got codes of .* expected two or more"):
             udr_scores(models)
     assert set(ACROSS) == {"udr", "udr_lasso", "model_centrality"}
+
+
+def test_dimensions_that_are_nearly_the_same_are_no_reason_to_warn():
+    base, rng = drawn(0, 2000, 1), np.random.default_rng(2)
+    codes = [base * rng.normal(size=10) + 0.03 * rng.normal(size=(2000, 10)) for _ in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = udr_scores([Codes.of(z, np.ones(10)) for z in codes], "lasso")
+        linear = dci_score(codes[0], factors=(base[:, 0] > 0).astype(int), protocol="linear")
+    assert all(0 <= score <= 1 for score in found) and np.isfinite(linear.score)
