@@ -51,6 +51,14 @@ class Adam:
             for i, parameter in enumerate(self.params)
         }
         self.found_inf: Tensor | None = None
+        self._gather()
+
+    def _gather(self) -> None:
+        """List once what each step hands over."""
+        states = [self.state[p] for p in self.params]
+        self._exp_avg = [s["exp_avg"] for s in states]
+        self._exp_avg_sq = [s["exp_avg_sq"] for s in states]
+        self._copies = [leaf.detach() for leaf in self.leaves] if self._copied else []
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
@@ -60,18 +68,16 @@ class Adam:
                 first, *rest = run
                 self._step(slice(first, first + 1 + len(rest)))
 
-    @torch.no_grad()
     def _step(self, of: slice) -> None:
-        states = [self.state[p] for p in self.params[of]]
         ops.fused_adam(
             self.params[of],
             [leaf.grad for leaf in self.leaves[of]],
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
+            self._exp_avg[of],
+            self._exp_avg_sq[of],
             self._steps[of],
             self._settings,
             self._groups[of],
-            [leaf.detach() for leaf in self.leaves[of]] if self._copied else (),
+            self._copies[of],
             eps=EPSILON,
             found_inf=self.found_inf,
             backend=self.backend,
@@ -97,6 +103,7 @@ class Adam:
             for m, part in enumerate(each):
                 moments = {name: whole[name][m] for name in ("exp_avg", "exp_avg_sq")}
                 self.state[part] = {"step": count[part]} | moments
+        self._gather()
         return parts
 
     @torch.no_grad()

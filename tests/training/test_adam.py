@@ -36,6 +36,7 @@ def test_it_is_the_fused_adam_of_pytorch(found_inf):
         expected.step()
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+        assert torch.equal(adam.state[a]["step"], expected.state[b]["step"])
         for key, value in expected.state[b].items():
             # Of gradients of size 1, some of which cancel.
             torch.testing.assert_close(adam.state[a][key], value, rtol=1e-6, atol=1e-6)
