@@ -164,6 +164,7 @@ def _eval(command: Eval) -> int:
             lambda done, total: status.update(f"encoding {done:,} of {total:,} images"),
             command.bins,
             command.metrics,
+            command.precision,
         )
     if command.json:
         print(json.dumps(result, indent=2))

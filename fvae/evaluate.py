@@ -13,13 +13,14 @@ import torch
 from fvae import metrics
 from fvae.config import IMAGE_SIZE
 from fvae.data import Store
-from fvae.device import arithmetic, as_imported
+from fvae.device import AUTOCAST, arithmetic, as_imported, has_fast_bf16
 from fvae.errors import UserError
 from fvae.files import write_atomically
 from fvae.metrics.across import ACROSS
 from fvae.metrics.checks import bins_of
 from fvae.metrics.factors import Factors, Unsuited
 from fvae.metrics.labels import Column, columns_of
+from fvae.models.half import encoder_in
 from fvae.models.infogan import InfoGAN
 from fvae.models.vae import VAE
 from fvae.ops import reference
@@ -40,6 +41,24 @@ def images_at_once(device: torch.device, image_shape: Sequence[int]) -> int:
     """How many images a network takes at once where it is not trained."""
     larger = max(1, prod(image_shape[1:]) // IMAGE_SIZE**2)
     return max(1, _CHUNK[device.type] // larger)
+
+
+def encoding_precision(name: str, device: torch.device) -> str:
+    """Return what a device encodes in for "auto": bf16 on a processor that has it, or fp32.
+
+    Raises:
+        UserError: it is none of auto, fp32 and bf16.
+    """
+    if name not in ("auto", "fp32", "bf16"):
+        raise UserError(f"--precision {name}: expected auto, fp32 or bf16")
+    if name == "auto":
+        return "bf16" if device.type == "cpu" and has_fast_bf16(device) else "fp32"
+    return name
+
+
+def encoder_of(model: VAE | InfoGAN, precision: str) -> VAE | InfoGAN:
+    """Return a model that encodes as another, in fp32 or bf16."""
+    return model if precision == "fp32" else encoder_in(model, AUTOCAST[precision])
 
 
 @as_imported()
@@ -79,8 +98,12 @@ def posteriors(
     store: Store,
     indices: torch.Tensor,
     on_progress: Callable[[int], None] = lambda done: None,
+    precision: str = "fp32",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """mu and logvar of some images, each float32 ``[n, d]`` on the CPU; otherwise as encode."""
+    """mu and logvar of some images, each float32 ``[n, d]`` on the CPU; otherwise as encode.
+
+    With a precision of bf16 all products but those of the last layer are in bfloat16.
+    """
     shape = tuple(store.image_shape)
     expected = getattr(model, "image_shape", shape)  # somebody's own model need not have it
     if shape != expected:
@@ -93,6 +116,7 @@ def posteriors(
     chunk = images_at_once(device, shape)
     codes = torch.empty(len(indices), model.latent_dim, device=device)
     logvars = torch.empty_like(codes)
+    model = encoder_of(model, precision)
     with torch.inference_mode(), arithmetic(device):
         for start in range(0, len(indices), chunk):
             rows = slice(start, start + chunk)
@@ -114,10 +138,11 @@ def evaluate(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     bins: int | None = None,
     names: Sequence[str] | None = None,
+    precision: str = "auto",
 ) -> dict[str, Any]:
     """Score a run under a protocol, and keep the result as ``eval-<protocol>.json`` in its folder.
 
-    What the file holds of other metrics stays, if it is of the same state and seed.
+    What the file holds of other metrics stays, if it is of the same state, seed and precision.
 
     Args:
         run: a run folder.
@@ -130,18 +155,21 @@ def evaluate(
         bins: of the mutual information gap, where it is not the protocol's 20; the protocol is
             then called "kim2018, 50 bins", and the file ``eval-kim2018-bins50.json``.
         names: metrics to take, "all" for every one of the protocol; None is the usual ones.
+        precision: what to encode in, fp32 (IEEE float32) or bf16; auto is bf16 on a processor that
+            has it.
 
     Returns:
         the contents of the file: scores, votes, protocol constants, seed, step and checkpoint that
-        were scored, images encoded and the mean KL of each dimension. A GAN has an estimate of its
-        mutual information instead, and a protocol that drops dimensions by their KL then drops
-        constant ones alone. A metric that cannot be taken of the set's labels has no score, and a
-        note that says why.
+        were scored, images encoded, in which precision, and the mean KL of each dimension. A GAN
+        has an estimate of its mutual information instead, and a protocol that drops dimensions by
+        their KL then drops constant ones alone. A metric that cannot be taken of the set's labels
+        has no score, and a note that says why.
 
     Raises:
         UserError: the set has no factors or is another than the run's, the protocol or a metric
             does not exist, no metric can be taken of the labels, or the run cannot be read.
     """
+    precision = encoding_precision(precision, torch.device(device))
     taken = chosen(names, protocol, store)
     options = _options(bins, taken.values())
     factors, left_out = Factors.unknown(len(store)), dict[str, str]()
@@ -152,13 +180,14 @@ def evaluate(
     needed, refused = rows_of(factors, protocol, seed, taken)
     # NaN where nothing was encoded: a metric that read such a row would say so.
     codes, logvars = torch.full((2, len(store), model.latent_dim), torch.nan)
-    parts = posteriors(model, store, needed, lambda done: on_progress(done, len(needed)))
+    parts = posteriors(model, store, needed, lambda done: on_progress(done, len(needed)), precision)
     codes[needed], logvars[needed] = parts
     information = model.information(*parts)
 
     called = protocol + "".join(f", {value} {name}" for name, value in options.items())
     result: dict[str, Any] = {"protocol": called, "seed": seed}
-    result |= {"step": state.step, "checkpoint": state.fingerprint, "images_encoded": len(needed)}
+    result |= {"step": state.step, "checkpoint": state.fingerprint}
+    result |= {"images_encoded": len(needed), "precision": precision}
     result |= options
     if factors.columns:
         kinds = [{"name": c.name, "values": None if c.real else len(c.values)}
@@ -199,8 +228,9 @@ def evaluate(
 def _kept(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     """Scores that a file holds of the state and seed of a result; none where it cannot be read."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        same = all(before[key] == result[key] for key in ("checkpoint", "seed", "protocol"))
+        before = {"precision": "fp32"} | json.loads(path.read_text(encoding="utf-8"))
+        keys = "checkpoint", "seed", "protocol", "precision"
+        same = all(before[key] == result[key] for key in keys)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return {name: before[name] for name in METRICS if name in before} if same else {}

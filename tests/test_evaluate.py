@@ -11,6 +11,7 @@ from small import SMALL
 from fvae import evaluate
 from fvae.data import Store
 from fvae.errors import UserError
+from fvae.models import half, infogan
 from fvae.models import vae as nets
 from fvae.registry import METRICS, Metric
 from fvae.training import loop
@@ -58,6 +59,39 @@ def test_codes_leave_the_device_once_at_the_end(monkeypatch):
     torch.testing.assert_close(same[:150], codes)
 
 
+@pytest.mark.parametrize("kind", [nets, infogan])
+def test_bf16_codes_are_those_of_fp32_but_for_rounding(kind, store):
+    model = nets.build(SMALL, 1)[0] if kind is nets else infogan.build(SMALL, 1)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    rows = torch.arange(len(store))
+    mu, logvar = evaluate.posteriors(model, store, rows)
+    for got, expected in zip(
+        evaluate.posteriors(model, store, rows, precision="bf16"), (mu, logvar), strict=True
+    ):
+        # Rounding is noise: 0.4 % a number, a tenth of which is left of a sum.
+        assert 0 < (got - expected).abs().max() < 0.02 * expected.abs().max()
+        assert got.dtype == torch.float32
+        assert not torch.equal(got, got.bfloat16().float())  # the last layer's are not rounded
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_a_model_of_others_encodes_as_it_does():
+    theirs = torch.nn.Linear(2, 2)
+    assert half.encoder_in(theirs, torch.bfloat16) is theirs
+
+
+@pytest.mark.parametrize(("has", "auto"), [(True, "bf16"), (False, "fp32")])
+def test_precision_of_encoding(monkeypatch, has, auto):
+    monkeypatch.setattr(evaluate, "has_fast_bf16", lambda device: has)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert evaluate.encoding_precision("auto", cpu) == auto
+    assert evaluate.encoding_precision("auto", cuda) == "fp32"
+    assert evaluate.encoding_precision("fp32", cpu) == "fp32"
+    with pytest.raises(UserError, match="--precision fp16: expected auto, fp32 or bf16"):
+        evaluate.encoding_precision("fp16", cpu)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Result:
     score: float
@@ -101,8 +135,17 @@ def test_metrics_are_chosen_by_name_and_kept_beside_each_other(tmp_path, spread)
     both = evaluate.evaluate(run, store, names=["spread"])
     assert both["spread"]["score"] > 0 and both["images_encoded"] == 20
     assert json.loads((run / "eval-kim2018.json").read_text()) == both
-    # Of another seed they are others.
+    # Of another seed they are others, and of another precision.
     assert "mig" not in evaluate.evaluate(run, store, seed=1, names=["spread"])
+    (run / "eval-kim2018.json").write_text(json.dumps(both))
+    other = "fp32" if both["precision"] == "bf16" else "bf16"
+    found = evaluate.evaluate(run, store, names=["spread"], precision=other)
+    assert "mig" not in found and found["precision"] == other
+    # What says none is of a version that had but one.
+    assert found.pop("precision") and both.pop("precision")
+    (run / "eval-kim2018.json").write_text(json.dumps(both))
+    found = evaluate.evaluate(run, store, names=["spread"], precision="fp32")
+    assert found["mig"] == both["mig"]
     assert set(evaluate.chosen(["all"], "kim2018", store)) == set(METRICS)
 
 

@@ -17,7 +17,7 @@ from fvae.config import TrainConfig
 from fvae.data import Store
 from fvae.device import arithmetic, as_imported
 from fvae.errors import warn
-from fvae.evaluate import images_at_once, posteriors
+from fvae.evaluate import encoder_of, encoding_precision, images_at_once, posteriors
 from fvae.files import write_atomically
 from fvae.metrics import across
 from fvae.metrics.across import ACROSS, Codes
@@ -148,30 +148,37 @@ def _scores(runs: list[Path], names: Sequence[str], store: Store, device: str) -
     """Scores of the runs of a setting."""
     models = [checkpoint.load(run, device) for run in runs]
     images = sample_images(store, UDR.images, _SEED)
-    chunk = images_at_once(next(models[0].parameters()).device, store.image_shape)
-    codes = []
+    place = next(models[0].parameters()).device
+    chunk = images_at_once(place, store.image_shape)
+    precision, codes = encoding_precision("auto", place), []
     for model in models:
-        mu, logvar = posteriors(model, store, images)
+        mu, logvar = posteriors(model, store, images, precision=precision)
         codes.append(Codes.of(mu, model.information(mu, logvar)))
     found: Scores = {run.name: {} for run in runs}
     for name in names:
         of_codes = ACROSS[name].of_codes
         scores = (
-            of_codes(codes) if of_codes else across.centralities(_agreements(models, codes, chunk))
+            of_codes(codes)
+            if of_codes
+            else across.centralities(_agreements(models, codes, chunk, precision))
         )
         for run, score in zip(runs, scores, strict=True):
             found[run.name][name] = score
     return found
 
 
-def _agreements(models: Sequence[VAE | InfoGAN], codes: Sequence[Codes], chunk: int) -> np.ndarray:
+def _agreements(
+    models: Sequence[VAE | InfoGAN], codes: Sequence[Codes], chunk: int, precision: str = "fp32"
+) -> np.ndarray:
     """A_ij: how well model i finds the dimension that was fixed when model j generated images.
 
     Args:
         models: on one device.
         codes: of each model, on images of the data set: these tell which dimensions inform.
         chunk: images made and encoded at once.
+        precision: what they are encoded in.
     """
+    encoders = [encoder_of(model, precision) for model in models]
     agreements = np.zeros((len(models), len(models)))
     for j, generator in enumerate(models):
         dims = np.flatnonzero(codes[j].informative())
@@ -181,9 +188,9 @@ def _agreements(models: Sequence[VAE | InfoGAN], codes: Sequence[Codes], chunk: 
         of_each: list[list[Tensor]] = [[] for _ in models]
         with torch.inference_mode(), arithmetic(next(generator.parameters()).device):
             for images in _generated(generator, fixed, chunk):
-                for model, parts in zip(models, of_each, strict=True):
-                    if model is not generator:
-                        parts.append(model.encode(images)[0].cpu())
+                for i, (encoder, parts) in enumerate(zip(encoders, of_each, strict=True)):
+                    if i != j:
+                        parts.append(encoder.encode(images)[0].cpu())
         for i, parts in enumerate(of_each):
             if i != j:
                 z = Codes.of(torch.cat(parts), codes[i].information)
