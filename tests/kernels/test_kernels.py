@@ -384,14 +384,14 @@ def test_opcheck_on_the_gpu():
 def compiled():
     """What kernels compile to, without the interpreter.
 
-    Every variant for sm_90, an op's first of each dtype for the others: all of them, which
-    ``python -m fvae.kernels.report`` prints, take minutes.
+    Every variant for sm_90, an op's first in bfloat16 for the others, whose instructions for it
+    differ: all of them, which ``python -m fvae.kernels.report`` prints, take minutes.
     """
     code = (
         "import dataclasses, json\n"
         "from fvae.kernels import report\n"
         "variants = list(report.variants())\n"
-        "first = {(v.op, v.dtype): v for v in reversed(variants)}\n"
+        "first = {v.op: v for v in reversed(variants) if v.dtype == 'bfloat16'}\n"
         "jobs = [(v, 'sm_90') for v in variants]\n"
         "jobs += [(v, target) for v in first.values() for target in ('sm_80', 'sm_100')]\n"
         "print(json.dumps([dataclasses.asdict(row) for row in report.compile_all(jobs)]))\n"
@@ -407,8 +407,9 @@ def test_every_kernel_compiles_for_every_target_without_a_spill(compiled, capsys
     found = {(row["op"], row["dtype"], row["target"]) for row in compiled}
     for op in ops.BACKENDS["triton"]:
         for dtype in ("float32", "bfloat16", "float16"):
-            for target in ("sm_80", "sm_90", "sm_100"):
-                assert (op, dtype, target) in found
+            assert (op, dtype, "sm_90") in found
+        for target in ("sm_80", "sm_100"):
+            assert (op, "bfloat16", target) in found
     with capsys.disabled():
         print("\nkernel, dtype, target: registers, shared memory, instructions")
         for row in compiled:

@@ -10,7 +10,6 @@ import torch
 from shared import assert_equal, full_disk
 from small import (
     SMALL,
-    SMALL_OPTIONS,
     Killed,
     assert_a_killed_run_resumes_to_the_same,
     assert_same_run,
@@ -18,6 +17,7 @@ from small import (
     kill_at,
     log,
     made,
+    options,
     photographs,
     run,
     signal_at,
@@ -66,13 +66,13 @@ def test_a_checkpoint_a_minute_and_at_the_end(store, tmp_path):
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
-def test_killed_process_resumes_to_the_same_tensors(tmp_path):
+def test_killed_process_resumes_to_the_same_tensors(tmp_path, dsprites):
     def command(*options):
         return [sys.executable, "-m", "fvae", "train", *options]
 
-    options = [*SMALL_OPTIONS, "--steps", "250", "--checkpoint-every", "40", "--log-every", "100"]
-    subprocess.run(command(*options, "--out", str(tmp_path / "a")), check=True)
-    process = subprocess.Popen(command(*options, "--out", str(tmp_path / "b")))
+    config = dataclasses.replace(SMALL, steps=250, checkpoint_every=40, log_every=100)
+    run(config, dsprites, tmp_path / "a")
+    process = subprocess.Popen(command(*options(config), "--out", str(tmp_path / "b")))
     path = tmp_path / "b" / checkpoint.NAME
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
