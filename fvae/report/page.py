@@ -12,6 +12,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 # Names are data: a dollar in one starts no formula.
 matplotlib.rcParams["text.parse_math"] = False
+# An axis shows the numbers themselves, not their distance from one in a corner.
+matplotlib.rcParams["axes.formatter.useoffset"] = False
 
 #: Nats from which on a curve is not drawn with the line of 0, which would flatten it: beta-tcvae's.
 FAR = 10.0
