@@ -150,7 +150,31 @@ def cases(
             2 * 4 * x.numel() + 8 * 2 * len(x),
         )
     )  # fmt: skip
+    found += _layer_cases(normal, 1000 if max(batches) > 64 else 8)
     return found
+
+
+def _layer_cases(normal: Callable, units: int) -> list[Case]:
+    """What is left of the layers of an encoder and a discriminator, and their backward passes."""
+    images = normal(64, 32, 32, 32).contiguous(memory_format=torch.channels_last)
+    rows, weight, bias = normal(128, units), normal(units, units), normal(32)
+    return [
+        Case(
+            "activation_backward", "64 x 32 x 32 x 32",
+            lambda backend: ops.activation_backward(images, images, 0.0, backend=backend),
+            4 * 3 * images.numel(),
+        ),
+        Case(
+            "bias_activation", "64 x 32 x 32 x 32",
+            lambda backend: ops.bias_activation(images, bias, 0.0, backend=backend),
+            4 * 2 * images.numel(),
+        ),
+        Case(
+            "linear_backward", f"128 rows, {units} x {units}",
+            lambda backend: ops.linear_backward(rows, rows, rows, weight, 0.2, backend=backend),
+            4 * (4 * rows.numel() + 2 * weight.numel()),
+        ),
+    ]  # fmt: skip
 
 
 def backend(case: Case | str, device: str | torch.device) -> str:

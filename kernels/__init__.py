@@ -5,10 +5,13 @@ One file for each op, of the op's name: kernel and launcher. Importing this pack
 """
 
 from fvae.kernels import (
+    activation_backward,
     bernoulli_nll,
+    bias_activation,
     fused_adam,
     gather_batch,
     gaussian_nll,
+    linear_backward,
     logit_ratio,
     pairwise_tc,
     permute_dims,
@@ -20,6 +23,8 @@ IMPLEMENTATIONS = {
     "gather_batch": gather_batch.gather_batch,
     "reparameterize": reparameterize.reparameterize,
     "reparameterize_backward": reparameterize.reparameterize_backward,
+    "reparameterize_both": reparameterize.reparameterize_both,
+    "reparameterize_both_backward": reparameterize.reparameterize_both_backward,
     "permute_dims": permute_dims.permute_dims,
     "permute_dims_backward": permute_dims.permute_dims_backward,
     "logit_ratio": logit_ratio.logit_ratio,
@@ -27,5 +32,8 @@ IMPLEMENTATIONS = {
     "gaussian_nll": gaussian_nll.gaussian_nll,
     "pairwise_tc": pairwise_tc.pairwise_tc,
     "pairwise_tc_backward": pairwise_tc.pairwise_tc_backward,
+    "activation_backward": activation_backward.activation_backward,
+    "bias_activation": bias_activation.bias_activation,
+    "linear_backward": linear_backward.linear_backward,
     "fused_adam": fused_adam.fused_adam,
 }

@@ -76,6 +76,7 @@ def reparameterize_kernel(
     mu_ptr,  # [M, B, d]
     logvar_ptr,  # [M, B, d]
     z_ptr,  # [M, B, d] contiguous
+    second_ptr,  # likewise of a second batch, whose rows follow the first's in mu, or None
     kl_ptr,  # [M, d] float32
     partial_ptr,  # float32 [M, parts, d] where SPLIT, else None
     counter_ptr,  # int32 [M], zero before and after, where SPLIT, else None
@@ -96,6 +97,7 @@ def reparameterize_kernel(
     DIMS: tl.constexpr,  # power of two, at least d
     SPLIT: tl.constexpr,  # a model has several parts
     PARTS: tl.constexpr,  # partial sums added in one go
+    NEXT_LANE: tl.constexpr,  # from a lane's stream to the next one's
 ):  # fmt: skip
     """z = mu + exp(logvar / 2) eps; kl[j] = mean_b (mu^2 + exp(logvar) - logvar - 1) / 2."""
     block, key = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -104,8 +106,14 @@ def reparameterize_kernel(
             mu_ptr, logvar_ptr, z_ptr, seed_ptr, step_ptr, key_stride, stream, block, key, rows,
             dims, per_key, mu_m, mu_b, mu_d, lv_m, lv_b, lv_d, GROUPS,
         )  # fmt: skip
+    elif block < 2 * blocks and second_ptr is not None:
+        _write_z(
+            mu_ptr + rows * mu_b, logvar_ptr + rows * lv_b, second_ptr, seed_ptr, step_ptr,
+            key_stride, stream + NEXT_LANE, block - blocks, key, rows, dims, per_key, mu_m, mu_b,
+            mu_d, lv_m, lv_b, lv_d, GROUPS,
+        )  # fmt: skip
     else:
-        part = block - blocks
+        part = block - (blocks if second_ptr is None else 2 * blocks)
         m = tl.where(key_stride == 0, (part // parts).to(tl.int64), key)
         _sum_kl(
             mu_ptr, logvar_ptr, kl_ptr, partial_ptr, counter_ptr, m, part % parts, parts, turns,
@@ -132,6 +140,7 @@ def reparameterize_backward_kernel(
     mu_m, mu_b, mu_d,
     lv_m, lv_b, lv_d,
     GROUPS: tl.constexpr,
+    BOTH: tl.constexpr,  # the gradients of a second batch follow, and are zero
 ):  # fmt: skip
     """Gradients of mu and logvar, with the noise of the forward pass drawn again."""
     block, key = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -147,25 +156,32 @@ def reparameterize_backward_kernel(
     grad_mu = g + k * mu
     grad_lv = 0.5 * (g * tl.exp(0.5 * lv) * eps + k * (tl.exp(lv) - 1.0))
     out = key * per_key + element
+    if BOTH:
+        out = (2 * m * rows + b) * dims + j
+        nothing = tl.zeros([GROUPS * 4], tl.float32)
+        zero = nothing.to(grad_mu_ptr.dtype.element_ty)
+        tl.store(grad_mu_ptr + out + rows * dims, zero, mask=inside)
+        tl.store(grad_logvar_ptr + out + rows * dims, zero, mask=inside)
     tl.store(grad_mu_ptr + out, grad_mu.to(grad_mu_ptr.dtype.element_ty), mask=inside)
     tl.store(grad_logvar_ptr + out, grad_lv.to(grad_logvar_ptr.dtype.element_ty), mask=inside)
 
 
-def _shape(x: Tensor, seed: Tensor) -> tuple[int, int, int, int, int]:
-    """Return M, B, d, number of keys, and elements that share a key."""
+def _shape(x: Tensor, seed: Tensor, batches: int = 1) -> tuple[int, int, int, int, int]:
+    """Return M, B, d, number of keys, and elements of a batch that share a key."""
     models, rows, dims = (1,) * (3 - x.dim()) + x.shape
     keys = seed.numel() if seed.dim() else 1
-    per_key = x.numel() // keys
+    per_key = x.numel() // keys // batches
     check_below("mu", per_key, 1 << 31, "elements that share a key")
-    return models, rows, dims, keys, per_key
+    return models, rows // batches, dims, keys, per_key
 
 
-def reparameterize(
-    mu: Tensor, logvar: Tensor, seed: Tensor, step: Tensor, lane: int
-) -> tuple[Tensor, Tensor]:
-    """Triton backend of ``fvae::reparameterize``."""
-    models, rows, dims, keys, per_key = _shape(mu, seed)
-    z = torch.empty(mu.shape, dtype=mu.dtype, device=mu.device)
+def _forward(
+    mu: Tensor, logvar: Tensor, seed: Tensor, step: Tensor, lane: int, batches: int
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    models, rows, dims, keys, per_key = _shape(mu, seed, batches)
+    shape = (*mu.shape[:-2], rows, dims)
+    z = torch.empty(shape, dtype=mu.dtype, device=mu.device)
+    second = torch.empty_like(z) if batches > 1 else None
     kl = torch.empty((*mu.shape[:-2], dims), dtype=torch.float32, device=mu.device)
     blocks = triton.cdiv(per_key, 4 * tiles.NOISE_GROUPS)
     width = triton.next_power_of_2(dims)
@@ -178,9 +194,9 @@ def reparameterize(
         counter = counters(mu.device, models)
     launch(
         reparameterize_kernel,
-        (blocks + parts * (models // keys), keys),
+        (batches * blocks + parts * (models // keys), keys),
         (
-            mu, logvar, z, kl, partial, counter, seed, step, int(seed.dim() == 1),
+            mu, logvar, z, second, kl, partial, counter, seed, step, int(seed.dim() == 1),
             Stream.NOISE.at(lane), rows, dims, per_key, *strides_3d(mu),
             *strides_3d(logvar), blocks, parts, turns,
         ),
@@ -189,22 +205,32 @@ def reparameterize(
         DIMS=width,
         SPLIT=parts > 1,
         PARTS=max(1, tiles.PARTIALS // width),
+        NEXT_LANE=Stream.NOISE.at(1) - Stream.NOISE.at(0),
         num_warps=tiles.WARPS,
     )  # fmt: skip
+    return z, second, kl
+
+
+def reparameterize(
+    mu: Tensor, logvar: Tensor, seed: Tensor, step: Tensor, lane: int
+) -> tuple[Tensor, Tensor]:
+    """Triton backend of ``fvae::reparameterize``."""
+    z, _, kl = _forward(mu, logvar, seed, step, lane, 1)
     return z, kl
 
 
-def reparameterize_backward(
-    grad_z: Tensor,
-    grad_kl: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    seed: Tensor,
-    step: Tensor,
-    lane: int,
-) -> tuple[Tensor, Tensor]:
-    """Triton backend of ``fvae::reparameterize_backward``."""
-    _, rows, dims, keys, per_key = _shape(mu, seed)
+def reparameterize_both(
+    mu: Tensor, logvar: Tensor, seed: Tensor, step: Tensor, lane: int
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Triton backend of ``fvae::reparameterize_both``."""
+    return _forward(mu, logvar, seed, step, lane, 2)
+
+
+def _backward(
+    grad_z: Tensor, grad_kl: Tensor, mu: Tensor, logvar: Tensor, seed: Tensor, step: Tensor,
+    lane: int, batches: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    _, rows, dims, keys, per_key = _shape(mu, seed, batches)
     grad_mu, grad_logvar = (
         torch.empty(mu.shape, dtype=mu.dtype, device=mu.device) for _ in range(2)
     )
@@ -217,6 +243,17 @@ def reparameterize_backward(
             *strides_3d(grad_z), *strides_3d(mu), *strides_3d(logvar),
         ),
         GROUPS=tiles.NOISE_GROUPS,
+        BOTH=batches > 1,
         num_warps=tiles.WARPS,
     )  # fmt: skip
     return grad_mu, grad_logvar
+
+
+def reparameterize_backward(*args) -> tuple[Tensor, Tensor]:
+    """Triton backend of ``fvae::reparameterize_backward``."""
+    return _backward(*args, 1)
+
+
+def reparameterize_both_backward(*args) -> tuple[Tensor, Tensor]:
+    """Triton backend of ``fvae::reparameterize_both_backward``."""
+    return _backward(*args, 2)

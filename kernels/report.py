@@ -104,10 +104,15 @@ def variants() -> Iterator[Variant]:
         kl = zeros(10)
         x = zeros(64, 10, dtype=dtype)
         yield _variant("reparameterize_backward", "", dtype, x, kl, x, x, *key)
+        x = zeros(128, 10, dtype=dtype)
+        yield _variant("reparameterize_both", "", dtype, x, x, *key)
+        yield _variant("reparameterize_both_backward", "", dtype, x[:64], kl, x, x, *key)
+        x = x[:64]
         rows, weights = zeros(64), (-1.0, -1.0, -1.0)
         yield _variant("pairwise_tc", "", dtype, x, x, x, *weights)
         sums = (rows, zeros(64, 10))
         yield _variant("pairwise_tc_backward", "", dtype, *[rows] * 3, x, x, x, *sums, *weights)
+        yield from _layer_variants(dtype)
         yield from _adam_variants(dtype)
         yield _variant("permute_dims", "B=64", dtype, x, *key)
         yield _variant("permute_dims_backward", "B=64", dtype, x, *key)
@@ -137,6 +142,26 @@ def _variant(op: str, name: str, dtype: torch.dtype, *args, which: int | None = 
     if which is not None:
         launches = [launches[which]]
     return Variant(op, f"{op} {name}".strip(), str(dtype).removeprefix("torch."), *launches)
+
+
+def _layer_variants(dtype: torch.dtype) -> Iterator[Variant]:
+    """Yield the kernels of layers: of images of 32 and 1 channels, and of 1000 units."""
+    zeros, last = functools.partial(torch.zeros, device="meta", dtype=dtype), torch.channels_last
+    f, one = torch.float32, zeros(32, dtype=torch.float32)
+    for name, channels in (("images", 32), ("gray images", 1)):
+        y = zeros(64, channels, 32, 32).to(memory_format=last)
+        yield _variant("activation_backward", name, dtype, y, y, 0.0, f)
+        yield _variant("bias_activation", name, dtype, y, one[:channels], 0.0)
+    y = zeros(64, 32, 32, 32)
+    yield _variant("activation_backward", "images row-major", dtype, y, y, 0.0, f)
+    y, x, weight = zeros(128, 1000), zeros(128, 1000), zeros(1000, 1000)
+    factor = torch.zeros(128, device="meta")
+    yield _variant("activation_backward", "units", dtype, y, y, 0.2, f, factor)
+    yield _variant("activation_backward", "sum", dtype, y, y, 1.0, f)
+    yield _variant("bias_activation", "units", dtype, y, None, 0.2)
+    yield _variant("linear_backward", "", dtype, y, y, x, weight, 0.0, f, True)
+    yield _variant("linear_backward", "factor", dtype, y, y, x, weight, 0.2, f, True, factor)
+    yield _variant("linear_backward", "sum", dtype, y, y, x, weight, 1.0, f, False)
 
 
 def _adam_variants(dtype: torch.dtype) -> Iterator[Variant]:

@@ -32,9 +32,16 @@ NLL_TILE, NLL_PROGRAMS = 1024, 1024
 #: pairwise_tc: numbers of rows, components and dimensions that a program has at hand.
 PAIR_TERMS = 1024
 
+#: activation_backward, bias_activation: numbers of a tile, channels of one at most, and programs
+#: that share a tile of channels.
+ACTIVATION_TILE, ACTIVATION_CHANNELS, ACTIVATION_PROGRAMS = 2048, 64, 256
+
+#: linear_backward: rows and columns of a tile of a gradient, and products of an element in one go.
+LINEAR_TILE, LINEAR_STEP = 32, 32
+
 #: fused_adam: elements a program; tensors whose scales a program makes; words of the table that one
 #: launch writes; and lines that a program looks at, or more where there are more.
-ADAM_TILE, ADAM_TENSORS, ADAM_WORDS, ADAM_LINES = 1024, 64, 128, 64
+ADAM_TILE, ADAM_TENSORS, ADAM_WORDS, ADAM_LINES = 1024, 64, 256, 64
 
 #: Partial sums that the last program adds in one go.
 PARTIALS = 1024

@@ -128,7 +128,7 @@ def compile_library(source, path, *flags):
 
 def run_program(path, *arguments, **environment):
     """Run one of the programs beside the tests, which may import what the tests share."""
-    paths = [str(TESTS), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    paths = [str(TESTS), str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     return subprocess.run(
         [sys.executable, str(path), *map(str, arguments)],

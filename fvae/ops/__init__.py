@@ -15,7 +15,14 @@ total correlation estimate is ``mean(l0 - l1)``. The estimate can be negative.
 from fvae.ops import fakes as fakes  # registers them
 from fvae.ops.adam import fused_adam
 from fvae.ops.alias import alias_table
+from fvae.ops.both import reparameterize_both
 from fvae.ops.index import RowIndex
+from fvae.ops.layers import (
+    activation_backward,
+    bias_activation,
+    few_products,
+    linear_backward,
+)
 from fvae.ops.metric import grouped_variance, metric_votes, pair_features
 from fvae.ops.registry import (
     BACKENDS,
@@ -42,22 +49,27 @@ __all__ = [
     "EXTENSION_ERROR",
     "OPS",
     "RowIndex",
+    "activation_backward",
     "alias_table",
     "backend_of",
     "bernoulli_nll",
+    "bias_activation",
     "boosted_trees",
     "build_extension",
+    "few_products",
     "fused_adam",
     "gather_batch",
     "gaussian_nll",
     "grouped_variance",
     "implementation",
+    "linear_backward",
     "logit_ratio",
     "metric_votes",
     "pair_features",
     "pairwise_tc",
     "permute_dims",
     "reparameterize",
+    "reparameterize_both",
 ]
 
 #: Why the C++ ops are not there; None where they are.

@@ -310,8 +310,9 @@ def _times(grad: Tensor, grad_nll: Tensor, dtype: torch.dtype) -> Tensor:
     Of 64 images a pixel's gradient is at most 1/64, and most are so small that half precision would
     lose them before a loss scale lifts them.
     """
-    upstream = grad_nll.view(*grad_nll.shape, 1, 1, 1, 1)
-    return (grad * upstream.to(grad.dtype)).to(dtype)
+    if grad_nll.dim():  # of each model
+        grad_nll = grad_nll.view(*grad_nll.shape, 1, 1, 1, 1).to(grad.dtype)
+    return (grad * grad_nll).to(dtype)
 
 
 def pixel_nll(op: str, out: Tensor, target: Tensor, backend: str | None) -> Tensor:

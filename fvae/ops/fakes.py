@@ -29,6 +29,19 @@ def _(grad_z, grad_kl, mu, logvar, seed, step, lane):
     return grad, torch.empty_like(grad)
 
 
+@torch.library.register_fake("fvae::reparameterize_both", lib=LIBRARY)
+def _(mu, logvar, seed, step, lane):
+    z = mu.new_empty((*mu.shape[:-2], mu.shape[-2] // 2, mu.shape[-1]))
+    kl = mu.new_empty((*mu.shape[:-2], mu.shape[-1]), dtype=_sum_dtype(mu))
+    return z, torch.empty_like(z), kl
+
+
+@torch.library.register_fake("fvae::reparameterize_both_backward", lib=LIBRARY)
+def _(grad_z, grad_kl, mu, logvar, seed, step, lane):
+    grad = torch.empty_like(mu, memory_format=torch.contiguous_format)
+    return grad, torch.empty_like(grad)
+
+
 @torch.library.register_fake("fvae::permute_dims", lib=LIBRARY)
 def _(z, seed, step, lane):
     return torch.empty_like(z, memory_format=torch.contiguous_format)
@@ -68,6 +81,28 @@ def _(z, mu, logvar, log_self, log_next, log_other):
 @torch.library.register_fake("fvae::pairwise_tc_backward", lib=LIBRARY)
 def _(grad_qz, grad_prod, grad_qzx, z, mu, logvar, log_qz, log_qzj, log_self, log_next, log_other):
     return tuple(torch.empty_like(z, memory_format=torch.contiguous_format) for _ in range(3))
+
+
+@torch.library.register_fake("fvae::activation_backward", lib=LIBRARY)
+def _(grad, y, slope, dtype, factor=None):
+    form = torch.channels_last if y.dim() == 4 else torch.contiguous_format
+    delta = y.new_empty(0) if slope == 1 else torch.empty_like(y, memory_format=form)
+    scaled = y.new_empty(0) if factor is None else torch.empty_like(y, memory_format=form)
+    channels = y.shape[1:2] if y.dim() == 4 else (*y.shape[:-2], y.shape[-1])
+    return delta, scaled, y.new_empty(channels, dtype=dtype)
+
+
+@torch.library.register_fake("fvae::bias_activation", lib=LIBRARY)
+def _(y, bias, slope):
+    return None
+
+
+@torch.library.register_fake("fvae::linear_backward", lib=LIBRARY)
+def _(grad, y, x, weight, slope, dtype, need_x, factor=None):
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    grad_weight = torch.empty_like(weight, dtype=dtype, memory_format=torch.contiguous_format)
+    bias = weight.new_empty(weight.shape[:-1], dtype=dtype)
+    return grad_x if need_x else x.new_empty(0), grad_weight, bias
 
 
 @torch.library.register_fake("fvae::fused_adam", lib=LIBRARY)

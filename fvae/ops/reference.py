@@ -16,7 +16,14 @@ from torch import Tensor
 
 from fvae import philox
 from fvae.ops.alias import aliased
+from fvae.ops.both_formulas import reparameterize_both as reparameterize_both
+from fvae.ops.both_formulas import (
+    reparameterize_both_backward as reparameterize_both_backward,
+)
 from fvae.ops.drawing import drawn_rows, fixed_factor, strides, vote_samples
+from fvae.ops.layer_formulas import activation_backward as activation_backward
+from fvae.ops.layer_formulas import bias_activation as bias_activation
+from fvae.ops.layer_formulas import linear_backward as linear_backward
 from fvae.ops.pairs import pairwise_tc as pairwise_tc
 from fvae.ops.pairs import pairwise_tc_backward as pairwise_tc_backward
 from fvae.ops.pairs import wide as wide

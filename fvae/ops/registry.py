@@ -23,6 +23,10 @@ SCHEMAS = {
     " -> (Tensor, Tensor)",
     "reparameterize_backward": "(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor logvar,"
     " Tensor seed, Tensor step, int lane) -> (Tensor, Tensor)",
+    "reparameterize_both": "(Tensor mu, Tensor logvar, Tensor seed, Tensor step, int lane)"
+    " -> (Tensor, Tensor, Tensor)",
+    "reparameterize_both_backward": "(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor logvar,"
+    " Tensor seed, Tensor step, int lane) -> (Tensor, Tensor)",
     "permute_dims": "(Tensor z, Tensor seed, Tensor step, int lane) -> Tensor",
     "permute_dims_backward": "(Tensor grad, Tensor seed, Tensor step, int lane) -> Tensor",
     "logit_ratio": "(Tensor logits_z, Tensor logits_perm)"
@@ -34,6 +38,11 @@ SCHEMAS = {
     "pairwise_tc_backward": "(Tensor grad_qz, Tensor grad_prod, Tensor grad_qzx, Tensor z,"
     " Tensor mu, Tensor logvar, Tensor log_qz, Tensor log_qzj, float log_self, float log_next,"
     " float log_other) -> (Tensor, Tensor, Tensor)",
+    "activation_backward": "(Tensor grad, Tensor y, float slope, ScalarType dtype,"
+    " Tensor? factor=None) -> (Tensor, Tensor, Tensor)",
+    "bias_activation": "(Tensor(a!) y, Tensor? bias, float slope) -> ()",
+    "linear_backward": "(Tensor grad, Tensor y, Tensor x, Tensor weight, float slope,"
+    " ScalarType dtype, bool need_x, Tensor? factor=None) -> (Tensor, Tensor, Tensor)",
     # Its counts stand first: where there is no other tensor, they say the device.
     "fused_adam": "(Tensor(a!) steps, Tensor settings, Tensor(b!)[] params, Tensor[] grads,"
     " Tensor(c!)[] exp_avg, Tensor(d!)[] exp_avg_sq, Tensor(e!)[] copies, int[] groups, float eps,"
@@ -59,6 +68,9 @@ OPS = (
     "bernoulli_nll",
     "gaussian_nll",
     "pairwise_tc",
+    "activation_backward",
+    "bias_activation",
+    "linear_backward",
     "fused_adam",
     "metric_votes",
     "pair_features",

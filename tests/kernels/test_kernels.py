@@ -130,6 +130,73 @@ def test_pairwise_tc_far_apart_and_beyond():
         assert out[4].isnan() and out.isnan().sum() == 1
 
 
+LAYERS = [(1, 1), (70, 130), (3, 9, 5), (4, 3, 5, 6), (2, 1, 64, 64), (40, 3, 16, 16)]
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", LAYERS)
+def test_activation_backward_and_bias_activation(shape, dtype, slope):
+    images = len(shape) == 4
+    y = _normal(shape, dtype)
+    channels = shape[1:2] if images else (*shape[:-2], shape[-1])
+    for grad in (_normal(shape, dtype), _normal(shape, torch.float32)):
+        turned = [
+            t.contiguous(memory_format=torch.channels_last) if images else t.mT.contiguous().mT
+            for t in (grad, y)
+        ]
+        for args in ((grad, y), (turned[0], y), turned):
+            for factor in (None,) if images else (None, _normal(shape[:-1], torch.float32)):
+                rest = (slope, torch.float32, factor)
+                got, expected = triton_and_reference("activation_backward", *args, *rest)
+                assert_close(got[:2], expected[:2], dtype)
+                scale = expected[2].abs().max().clamp_min(1)
+                assert_close(got[2] / scale, expected[2] / scale, torch.float16)
+    for bias in (None, _normal(channels, torch.float32)):
+        each = [y.clone(), y.clone()]
+        for backend, one in zip(("triton", "reference"), each, strict=True):
+            ops.bias_activation(one, bias, slope, backend)
+        assert_close(*each, dtype)
+
+
+def test_what_is_no_number_goes_through_a_relu():
+    y = torch.tensor([[torch.nan, -1.0, 0.0, 2.0]], device=DEVICE)
+    run = ops.BACKENDS["triton"]
+    delta, _, total = run["activation_backward"](torch.ones_like(y), y, 0.0, torch.float32)
+    assert delta.tolist() == [[1, 0, 0, 1]] and total.tolist() == [1, 0, 0, 1]
+    run["bias_activation"](y, None, 0.0)
+    assert y[0, 0].isnan() and y[0, 1:].tolist() == [0, 0, 2]
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (40, 33, 70), (3, 9, 5, 6), (128, 40, 2)])
+def test_linear_backward(shape, dtype, slope):
+    *models, rows, inputs, outputs = shape
+    grad, y = (_normal((*models, rows, outputs), dtype) for _ in range(2))
+    x, weight = _normal((*models, rows, inputs), dtype), _normal((*models, outputs, inputs), dtype)
+    signs = torch.arange(1, 1 - 2 * outputs, -2, device=DEVICE).to(dtype).expand(grad.shape)
+    for factor in (None, _normal((*models, rows), torch.float32)):
+        for upstream, need_x in ((grad, True), (signs, True), (grad, False)):
+            args = (upstream, y, x, weight, slope, torch.float32, need_x, factor)
+            for got, expected in zip(*triton_and_reference("linear_backward", *args), strict=True):
+                scale = expected.abs().max().clamp_min(1) if expected.numel() else 1
+                assert_close(got / scale, expected / scale, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 1), (14, 3), (130, 2), (3, 14, 5)])
+def test_reparameterize_both(shape, dtype):
+    for rng in _keys(shape):
+        mu, logvar = _normal((*shape[:-1], 2 * shape[-1]), dtype).chunk(2, -1)
+        key = (rng.seed, rng.step, rng.lane)
+        assert_close(*triton_and_reference("reparameterize_both", mu, logvar, *key), dtype)
+        grad_z = _normal((*shape[:-2], shape[-2] // 2, shape[-1]), dtype)
+        grad_kl = torch.randn(*shape[:-2], shape[-1], device=DEVICE)
+        args = (grad_z, grad_kl, mu, logvar, *key)
+        assert_close(*triton_and_reference("reparameterize_both_backward", *args), dtype)
+
+
 def _adam(copies, dtype, shapes=((65, 17), (1,), (3, 2, 4, 4), (1100,))):
     """Arguments of fused_adam: two groups, a tensor in channels_last, one of more than a tile."""
     params = [_normal(shape, torch.float32) for shape in shapes]
@@ -374,6 +441,11 @@ def test_opcheck_on_the_gpu():
     opcheck(torch.ops.fvae.reparameterize.default, (mu, mu, *key))
     opcheck(torch.ops.fvae.logit_ratio.default, (mu[:, :2], mu[:, 2:4]))
     opcheck(torch.ops.fvae.pairwise_tc.default, (mu, mu, mu, -1.0, -1.0, -1.0))
+    opcheck(torch.ops.fvae.reparameterize_both.default, (mu[:6], mu[:6], *key))
+    opcheck(torch.ops.fvae.activation_backward.default, (mu, mu, 0.2, torch.float32))
+    opcheck(torch.ops.fvae.bias_activation.default, (mu.clone(), mu[0], 0.2))
+    args = (mu, mu, mu, mu.t() @ mu, 0.2, torch.float32, True, mu[:, 0])
+    opcheck(torch.ops.fvae.linear_backward.default, args)
     opcheck(torch.ops.fvae.fused_adam.default, _adam(torch.bfloat16, torch.bfloat16))
     images = _normal((3, 1, 8, 8), torch.float32)
     opcheck(torch.ops.fvae.bernoulli_nll.default, (images, images > 0))
