@@ -2,12 +2,14 @@
 
 Prints one JSON line ``{"ratio_bf16": .., "ratio_fp32": ..}``, textbook time over ours, medians of
 interleaved rounds; ``ratio_bf16`` is null where the processor has no bf16 in hardware. Before
-timing, it checks that both compute the same losses and gradients in fp32.
+timing, it checks that both compute the same losses and gradients in fp32. On standard error stand
+the times, and how many kernels a step starts on a GPU (:mod:`bench.launches`).
 """
 
 import json
 import multiprocessing
 import statistics
+import subprocess
 import sys
 import time
 import warnings
@@ -171,6 +173,12 @@ def main() -> None:
     }
     milliseconds = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
     print(milliseconds, file=sys.stderr)
+    # In a process of its own, which then takes fake tensors for real ones.
+    counted = subprocess.run(
+        [sys.executable, "-m", "bench.launches"], capture_output=True, text=True, check=False
+    )
+    launches = counted.stdout.strip() or counted.stderr.strip().rpartition("\n")[2]
+    print(f"kernels a step starts on a GPU: {launches}", file=sys.stderr)
     print(json.dumps(ratios))
 
 

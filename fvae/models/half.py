@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fvae.models.infogan import InfoGAN
+from fvae.models.layers import run
 from fvae.models.vae import VAE
 
 _M = TypeVar("_M")
@@ -15,13 +16,13 @@ _M = TypeVar("_M")
 class Half(nn.Module):
     """Layers that compute in a dtype of their own, between float32 inputs and outputs."""
 
-    def __init__(self, layers: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, layers: nn.Sequential, dtype: torch.dtype) -> None:
         super().__init__()
         self.layers, self.dtype = copy.deepcopy(layers).to(dtype), dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layers' output, float32."""
-        return self.layers(x.to(self.dtype)).float()
+        return run(self.layers, x.to(self.dtype)).float()
 
 
 def encoder_in(model: _M, dtype: torch.dtype) -> _M:

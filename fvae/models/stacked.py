@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import TypeVar, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fvae.models.vae import VAE, ConvTranspose2d
+from fvae.models.convolution import Convolution, ConvTranspose2d
+from fvae.models.layers import convolve, linear, with_slopes
+from fvae.models.vae import VAE
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -104,34 +105,29 @@ class StackedVAE(nn.Module):
         self, layers: nn.Sequential, x: Tensor | list[Tensor], count: int
     ) -> Tensor | list[Tensor]:
         """Run the layers of one model for all; x is a list where it stands for images."""
-        for layer in layers:
-            if isinstance(layer, nn.ReLU):
-                x = [part.relu_() for part in x] if isinstance(x, list) else x.relu_()
-            elif isinstance(x, list):
+        for layer, slope in with_slopes(layers):
+            if isinstance(x, list):
                 if isinstance(layer, nn.Flatten):
                     x = self._join(x).flatten(2)
                 else:
                     assert isinstance(layer, (nn.Conv2d, ConvTranspose2d))
-                    x = self._convolve(layer, x, count)
+                    x = self._convolve(layer, x, count, slope)
             elif isinstance(layer, nn.Linear):
-                x = self._linear(layer, x)
+                x = self._linear(layer, x, slope)
             else:
                 assert isinstance(layer, nn.Unflatten)
                 x = self._split(x.unflatten(-1, layer.unflattened_size))
-                if layer.unflattened_size[-1] == 1:  # views of x, which the next layer overwrites
-                    x = [part.clone(memory_format=torch.channels_last) for part in x]
         return x
 
-    def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
+    def _linear(self, layer: nn.Linear, x: Tensor, slope: float) -> Tensor:
         if self.group > 1:
-            return torch.baddbmm(layer.bias.unsqueeze(-2), x, layer.weight.mT)
+            return linear(x, layer.weight, layer.bias, slope)
         # Model by model, as its convolutions: the sums of a model alone, bit for bit.
-        return torch.stack(
-            [F.linear(*one) for one in zip(x, layer.weight, layer.bias, strict=True)]
-        )
+        each = zip(x, layer.weight, layer.bias, strict=True)
+        return torch.stack([linear(*one, slope) for one in each])
 
     def _convolve(
-        self, layer: nn.Conv2d | ConvTranspose2d, parts: list[Tensor], count: int
+        self, layer: nn.Conv2d | ConvTranspose2d, parts: list[Tensor], count: int, slope: float
     ) -> list[Tensor]:
         assert layer.bias is not None
         weights: Sequence[Tensor]
@@ -141,7 +137,6 @@ class StackedVAE(nn.Module):
         else:
             weights = layer.weight.flatten(0, 1).chunk(count // self.group)
             biases = layer.bias.flatten().chunk(count // self.group)
+        form = Convolution.of(layer, self.group)
         each = zip(parts, weights, biases, strict=True)
-        if isinstance(layer, ConvTranspose2d):
-            return [layer.convolve(*one, self.group) for one in each]
-        return [F.conv2d(*one, layer.stride, layer.padding, groups=self.group) for one in each]
+        return [convolve(*one, form, slope) for one in each]

@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fvae.config import IMAGE_SIZE, TrainConfig
 from fvae.device import as_imported
+from fvae.models.convolution import ConvTranspose2d
+from fvae.models.layers import layer_of, run
 from fvae.ops.reference import kl_to_prior
 from fvae.ops.training import pixel_nll
 
@@ -17,29 +18,6 @@ from fvae.ops.training import pixel_nll
 LEAKY_SLOPE = 0.2
 
 _M = TypeVar("_M", bound=nn.Module)
-
-
-class ConvTranspose2d(nn.ConvTranspose2d):
-    """Transposed convolution whose bias is added apart.
-
-    oneDNN's bf16 gradient of a transposed convolution's bias costs more than all the rest of the
-    layer's backward pass; as a separate addition it is a plain sum.
-    """
-
-    bias: Tensor  # always there
-    padding: tuple[int, ...]  # never by name
-    output_padding: tuple[int, ...]
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one output size
-        """Return the layer's output, ``[B, out, 2H, 2W]``, or one row and column more."""
-        return self.convolve(x, self.weight, self.bias)
-
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int = 1) -> Tensor:
-        """Return the layer's output with other weights, in groups of channels."""
-        y = F.conv_transpose2d(
-            x, weight, None, self.stride, self.padding, self.output_padding, groups
-        )
-        return y.add_(bias.to(y.dtype)[:, None, None])
 
 
 def sizes(side: int) -> list[int]:
@@ -144,7 +122,7 @@ class VAE(nn.Module):
             mu and logvar, each ``[B, d]`` float32.
         """
         check_images(x, self.image_shape)
-        mu, logvar = self.encoder(x).float().chunk(2, dim=1)
+        mu, logvar = run(self.encoder, x).float().chunk(2, dim=1)
         return mu, logvar
 
     def decode(self, z: Tensor) -> Tensor:
@@ -156,7 +134,7 @@ class VAE(nn.Module):
         Returns:
             ``[B, C, S, S]``; :meth:`pixels` makes pictures of them.
         """
-        return self.decoder(z)
+        return run(self.decoder, z)
 
     def pixels(self, decoded: Tensor) -> Tensor:
         """Pictures of what :meth:`decode` gave: its sigmoid, or Gaussian means cut to 0..1."""
@@ -208,8 +186,8 @@ class Discriminator(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Return the logits, ``[B, 2]``, of codes ``[B, d]``."""
         for layer in self.layers[:-1]:
-            z = F.leaky_relu(layer(z), LEAKY_SLOPE)
-        return self.layers[-1](z)
+            z = layer_of(layer, z, LEAKY_SLOPE)
+        return layer_of(self.layers[-1], z)
 
 
 def channels_last(network: _M, device: torch.device | str) -> _M:

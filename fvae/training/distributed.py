@@ -103,6 +103,18 @@ class World:
         z, kl = ops.reparameterize(F.pad(mu, others), F.pad(logvar, others), rng, backend)
         return z[self.rank * n : (self.rank + 1) * n], kl * self.size
 
+    def reparameterize_both(
+        self, mu: Tensor, logvar: Tensor, rng: Philox, backend: str | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """:func:`fvae.ops.reparameterize_both` of shards of two batches."""
+        if self.size == 1:
+            return ops.reparameterize_both(mu, logvar, rng, backend)
+        (mu, mu_second), (logvar, logvar_second) = mu.chunk(2), logvar.chunk(2)
+        z, kl = self.reparameterize(mu, logvar, rng, backend)
+        with torch.no_grad():
+            second, _ = self.reparameterize(mu_second, logvar_second, rng.at_lane(1), backend)
+        return z, second, kl
+
     def gather(self, x: Tensor) -> Tensor:
         """The rows of the global batch, the same numbers in every process.
 

@@ -5,6 +5,7 @@ Every term is a scalar of nats an image, but for ``kl_dims`` ``[d]`` and ``disc_
 are float32. With the networks of :mod:`fvae.models.stacked`, images and terms lead with M.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -44,6 +45,11 @@ class Draws(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """See :func:`fvae.ops.reparameterize`."""
 
+    def reparameterize_both(
+        self, mu: Tensor, logvar: Tensor, rng: Philox, backend: str | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See :func:`fvae.ops.reparameterize_both`."""
+
     def permute_dims(self, z: Tensor, rng: Philox, backend: str | None) -> Tensor:
         """See :func:`fvae.ops.permute_dims`."""
 
@@ -58,10 +64,16 @@ def elbo_terms(
     draws: Draws,
 ) -> tuple[Terms, Tensor]:
     """recon, kl and kl_dims of a batch of codes, and z."""
-    mu, logvar = code
-    z, kl_dims = draws.reparameterize(mu, logvar, rng, backend)
+    z, kl_dims = draws.reparameterize(*code, rng, backend)
+    return _elbo(model, x, z, kl_dims, target, backend), z
+
+
+def _elbo(
+    model: EncoderDecoder, x: Tensor, z: Tensor, kl_dims: Tensor, target: Tensor | None,
+    backend: str | None,
+) -> Terms:  # fmt: skip
     recon = model.nll(model.decode(z), x if target is None else target, backend)
-    return {"recon": recon, "kl": kl_dims.sum(-1), "kl_dims": kl_dims}, z
+    return {"recon": recon, "kl": kl_dims.sum(-1), "kl_dims": kl_dims}
 
 
 def beta_vae(
@@ -92,7 +104,7 @@ def beta_vae(
     Source: Higgins et al. 2017, equation 4.
     """
     terms, _ = elbo_terms(model, x, model.encode(x), target, rng, backend, draws)
-    return {"loss": terms["recon"] + weight * terms["kl"], **terms}
+    return {"loss": _plus(terms["recon"], terms["kl"], weight), **terms}
 
 
 def factor_vae(
@@ -130,31 +142,53 @@ def factor_vae(
 
     Source: Kim & Mnih 2018, Algorithm 2.
     """
-    first, second = _encode_both(model, x, x_second)
-    terms, z = elbo_terms(model, x, first, target, rng, backend, draws)
+    z, other, kl_dims = _both_codes(model, x, x_second, rng, backend, draws)
+    terms = _elbo(model, x, z, kl_dims, target, backend)
     with torch.no_grad():
-        other = draws.reparameterize(*second, rng.at_lane(1), backend)[0] if second else z
         z_perm = draws.permute_dims(other, rng, backend)
     tc, disc_loss, accuracy = two_players(discriminator, z, z_perm, backend)
-    loss = terms["recon"] + terms["kl"] + weight * tc + disc_loss
+    loss = _plus(terms["recon"] + terms["kl"], tc, weight) + disc_loss
     return {"loss": loss, **terms, "tc": tc, "disc_loss": disc_loss, "disc_accuracy": accuracy}
 
 
-def _encode_both(model: EncoderDecoder, x: Tensor, x_second: Tensor) -> tuple[Code, Code | None]:
-    """Codes of both batches, None where the second is the first; the second's have no gradient.
+def _both_codes(
+    model: EncoderDecoder, x: Tensor, x_second: Tensor, rng: Philox, backend: str | None,
+    draws: Draws,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """z of both batches, one where the second is the first, and kl_dims; z alone has a gradient.
 
     On a GPU in one pass: a step of a usual batch waits for launches, not for arithmetic, and the
     zeros that then flow back through the second batch cost less than launching every layer twice.
     """
+    if x_second is not x and x.device.type == "cuda":
+        mu, logvar = model.encode(_together(x, x_second))
+        return draws.reparameterize_both(mu, logvar, rng, backend)
+    z, kl_dims = draws.reparameterize(*model.encode(x), rng, backend)
     if x_second is x:
-        return model.encode(x), None
-    if x.device.type == "cuda":
-        both = model.encode(torch.cat((x, x_second), dim=-4))
-        (mu, mu_second), (logvar, logvar_second) = (part.chunk(2, dim=-2) for part in both)
-        return (mu, logvar), (mu_second.detach(), logvar_second.detach())
-    first = model.encode(x)
+        return z, z, kl_dims
     with torch.no_grad():
-        return first, model.encode(x_second)
+        second = model.encode(x_second)
+        return z, draws.reparameterize(*second, rng.at_lane(1), backend)[0], kl_dims
+
+
+def _together(x: Tensor, x_second: Tensor) -> Tensor:
+    """Both batches; without a copy where they were one, of which these are the halves."""
+    whole = x._base
+    if whole is not None and whole is x_second._base and not torch.compiler.is_compiling():
+        size = [*x.shape[:-4], 2 * x.shape[-4], *x.shape[-3:]]
+        halves = x.stride() == x_second.stride() and x.dim() == 4
+        if halves and x_second.storage_offset() == x.storage_offset() + len(x) * x.stride(0):
+            return whole.as_strided(size, x.stride(), x.storage_offset())
+    return torch.cat((x, x_second), dim=-4)
+
+
+def _plus(loss: Tensor, term: Tensor, weight: Tensor | float) -> Tensor:
+    """loss + weight * term, in one operation."""
+    if isinstance(weight, Tensor):
+        return torch.addcmul(loss, weight.to(term.dtype), term)
+    if abs(weight) > torch.finfo(term.dtype).max:  # which PyTorch refuses to round
+        weight = math.copysign(math.inf, weight)
+    return torch.add(loss, term, alpha=weight)
 
 
 def drawn(config: TrainConfig) -> int:

@@ -16,6 +16,7 @@ from fvae.data.correlated import check_pairs, correlated
 from fvae.device import AUTOCAST, arithmetic, autocast
 from fvae.errors import UserError
 from fvae.models import vae as nets
+from fvae.models.layers import plainly
 from fvae.models.stacked import StackedVAE
 from fvae.philox import Philox
 from fvae.registry import OBJECTIVES
@@ -53,6 +54,7 @@ class Trainer:
         self.table = self._table()
         self.rng = Philox(config.seed, device=self.device)
         self.step_count = 0
+        self._one: Tensor | None = None  # what backward passes begin with
         groups, gpu = self._build(store.image_shape[0]), self.device.type == "cuda"
         self.optimizer = Adam(groups, config.backend)
         self.constants = objectives.constants(config, len(store))
@@ -119,7 +121,8 @@ class Trainer:
         if self.graph and self.graph.captured:
             terms = self.graph.replay()
         else:
-            with arithmetic(self.device, self.config.precision):
+            reference = self.config.backend == "reference"
+            with arithmetic(self.device, self.config.precision), plainly(reference):
                 # Handed over at each call: a graph that kept its trainer would be kept by it.
                 terms = self.graph.step(self._step) if self.graph else self._step()
         self.step_count += 1
@@ -155,7 +158,10 @@ class Trainer:
         """Make gradients of the one loss, or of several models' which share no weights."""
         if self.scale:
             loss = loss * self.scale.factor
-        loss.sum().backward(inputs=inputs)
+        total = loss.sum() if loss.dim() else loss
+        if self._one is None:  # made once: each step would start a kernel for it
+            self._one = torch.ones((), device=total.device)
+        total.backward(self._one, inputs=inputs)
 
     def _update(self) -> None:
         if self.scale:

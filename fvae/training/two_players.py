@@ -11,7 +11,7 @@ tc sends its gradient to z alone and disc_loss to the weights alone: adding both
 calling backward once trains both players, with no retained graph and no leak between them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,28 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fvae import ops
+from fvae.models.layers import linear_backward, linear_forward
 from fvae.models.vae import LEAKY_SLOPE, Discriminator
 from fvae.ops.autograd import savable, transformed
-
-# oneDNN's float32 matrix product, which PyTorch keeps for its compiler; absent in some builds.
-_ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x @ weight.T + bias, for one matrix or for each of M.
-
-    In float32 on a CPU PyTorch multiplies with MKL, which on an AMD EPYC takes twice the time of
-    oneDNN.
-    """
-    if x.dim() == 3:
-        if x.device.type == "cpu" and x.dtype == torch.float32:
-            biases: Iterable[Tensor | None] = [None] * len(x) if bias is None else bias
-            return torch.stack([_linear(*one) for one in zip(x, weight, biases, strict=True)])
-        y = weight.mT
-        return x @ y if bias is None else torch.baddbmm(bias.unsqueeze(-2), x, y)
-    if _ONEDNN_LINEAR and x.device.type == "cpu" and x.dtype == torch.float32:
-        return _ONEDNN_LINEAR(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
 
 
 class _SharedBackward(torch.autograd.Function):
@@ -50,9 +31,8 @@ class _SharedBackward(torch.autograd.Function):
         biases = [b.to(dtype) for b in parameters[1::2]]
         activations = [torch.cat((z, z_perm), dim=-2).to(dtype)]
         for w, b in zip(weights[:-1], biases[:-1], strict=True):
-            y = _linear(activations[-1], w, b)
-            activations.append(F.leaky_relu_(y, LEAKY_SLOPE))
-        logits = _linear(activations[-1], weights[-1], biases[-1])
+            activations.append(linear_forward(activations[-1], w, b, LEAKY_SLOPE))
+        logits = linear_forward(activations[-1], weights[-1], biases[-1], 1.0)
         run = ops.implementation("logit_ratio", backend)
         tc, disc_loss, accuracy, slope_z, slope_perm = run(*logits.chunk(2, dim=-2))
         ctx.save_for_backward(
@@ -81,28 +61,22 @@ class _SharedBackward(torch.autograd.Function):
             unit = share.abs() + (grad_loss.abs() / (2 * rows))[..., None, None]
             unit = torch.where(unit > 0, unit, 1.0)
             slope, share = slope / unit.squeeze(-1), share / unit
-        slope = slope.to(dtype).unsqueeze(-1)
-        grads: list[Tensor] = []
-
+            unit = unit.expand(*slope.shape, 1)
         # The last layer's delta of s = l0 - l1 is +1 for logit 0 and -1 for logit 1.
-        one = torch.ones_like(slope) if unit is None else unit.to(dtype).expand_as(slope)
-        delta = torch.cat((one, -one), dim=-1)
+        delta = torch.arange(1, -3, -2, dtype=dtype, device=z.device)
+        delta = delta.expand(*slope.shape, 2) if unit is None else delta * unit.to(dtype)
+        grads: list[Tensor] = []
         for i in reversed(range(count)):
-            scaled = slope * delta
-            grads += [
-                scaled.sum(-2, dtype=slope_z.dtype),
-                _linear(scaled.mT, activations[i].mT).to(slope_z.dtype),
-            ]
-            if i == 0:
-                break
-            # Of a leaky ReLU the output has the sign of the input.
-            delta = torch.ops.aten.leaky_relu_backward(
-                _linear(delta, weights[i].mT), activations[i], LEAKY_SLOPE, True
-            )
+            # delta makes the one player's gradient and slope * delta the other's, at once.
+            output, act = (activations[i + 1], LEAKY_SLOPE) if i < count - 1 else (delta, 1.0)
+            delta, *of_weights = linear_backward(
+                delta, output, activations[i], weights[i], act, saved[2 * count].dtype,
+                i > 0 or ctx.needs_input_grad[0], slope,
+            )  # fmt: skip
+            grads += reversed(of_weights)
         grad_z = None
         if ctx.needs_input_grad[0]:
-            grad_z = _linear(delta[..., :rows, :], weights[0].mT).to(z.dtype)
-            grad_z *= share
+            grad_z = delta[..., :rows, :].to(z.dtype) * share.to(z.dtype)
         return grad_z, None, None, None, *reversed(grads)
 
 

@@ -6,20 +6,19 @@ needs tests/ on its path. Forward passes and updates alone: the backward pass of
 a device, so gradients are zeros.
 """
 
-import ctypes
 import dataclasses
 import itertools
 import json
 import sys
 
 import torch
-import torch.cuda.amp.common
+import torch.cuda.amp.common  # noqa: F401
 from shared import HostTraffic
 from small import NETS, bits, layers, photographs, square, trainer_of
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._pytree import tree_leaves
 
+from bench.launches import MODE, built_for_real, pretend
 from fvae.config import TrainConfig
 from fvae.training.infogan import InfoGANTrainer
 from fvae.training.stacked import StackedTrainer
@@ -36,6 +35,11 @@ OBJECTIVES = (
 )  # fmt: skip
 
 
+PRODUCTS = (
+    "convolution", "cudnn_convolution_relu", "addmm", "_addmm_activation", "mm", "bmm", "baddbmm"
+)  # fmt: skip
+
+
 class DeviceTraffic(HostTraffic):
     """Count operations and half products, and record what touches memory of the host, too."""
 
@@ -48,34 +52,9 @@ class DeviceTraffic(HostTraffic):
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         if name in self.WAITS or any(t.device.type != "cuda" for t in tensors):
             self.found.append(name)
-        if name in ("convolution", "addmm", "mm", "bmm", "baddbmm"):
+        if name in PRODUCTS:
             for precision, dtype in HALVES.items():
                 self.low[precision] += all(t.dtype == dtype for t in tensors)
-
-
-MODE = FakeTensorMode()
-
-
-def module_to(self, device, memory_format=torch.preserve_format):
-    """Stand in for ``Module.to``: each parameter becomes a fake one on the device."""
-    for module in self.modules():
-        for name, p in list(module._parameters.items()):
-            form = memory_format if p.dim() == 4 else torch.preserve_format
-            fake = MODE.from_tensor(p.detach())
-            with MODE:
-                module._parameters[name] = nn.Parameter(fake.to(device, memory_format=form))
-    return self
-
-
-def built_for_real(trainer_class):
-    """Let the networks be made of real tensors: fake ones cannot be initialised or copied."""
-    build = trainer_class._build
-
-    def wrapped(self, channels):
-        with unset_fake_temporarily():
-            return build(self, channels)
-
-    trainer_class._build = wrapped
 
 
 def table_for_real(self):
@@ -110,7 +89,7 @@ def step(models=1, kind="bits", **settings):
         encode = vae.encode
         vae.encode = lambda x: encoded.append(tuple(x.shape)) or encode(x)
 
-    def backward(loss, inputs=None):
+    def backward(loss, gradient=None, inputs=None):
         for p in inputs or getattr(trainer, "parts", None) or trainer.optimizer.leaves:
             p.grad = torch.zeros_like(p)
 
@@ -127,12 +106,9 @@ def step(models=1, kind="bits", **settings):
 
 def main():
     """Print a line for each kind of step."""
-    ctypes.CDLL(sys.argv[1])
-    nn.Module.to = module_to
+    pretend(sys.argv[1])
     for trainer_class in (Trainer, StackedTrainer, InfoGANTrainer):
         built_for_real(trainer_class)
-    torch.cuda.amp.common.amp_definitely_not_available = lambda: False
-    torch.cuda.is_bf16_supported = lambda *args, **kwargs: True
     precisions, backends = ("fp32", "tf32", *HALVES), (None, "reference")
     with MODE:
         for objective, precision, backend in itertools.product(OBJECTIVES, precisions, backends):
