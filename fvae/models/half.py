@@ -1,7 +1,7 @@
 """Encoders that are not trained, in half precision."""
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +37,15 @@ def encoder_in(model: _M, dtype: torch.dtype) -> _M:
         dtype: bfloat16 or float16.
     """
     if isinstance(model, VAE):
-        trunk, head = model.encoder[:-1], model.encoder[-1]
-        return _with(model, encoder=nn.Sequential(Half(trunk, dtype), head))
+        *trunk, head = model.encoder
+        encoder = nn.Sequential(Half(nn.Sequential(*trunk), dtype), head)
+        return _with(model, encoder=encoder)
     if isinstance(model, InfoGAN):
         return _with(model, critic=_with(model.critic, trunk=Half(model.critic.trunk, dtype)))
     return model
 
 
-def _with(module, **others: nn.Module):
+def _with(module: Any, **others: nn.Module) -> Any:
     """A module with others in the place of some of its own."""
     twin = copy.copy(module)
     twin._modules = module._modules | others
