@@ -6,25 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class ConvTranspose2d(nn.ConvTranspose2d):
-    """Transposed convolution whose bias is added apart.
-
-    oneDNN's bf16 gradient of a transposed convolution's bias costs more than all the rest of the
-    layer's backward pass; as a separate addition it is a plain sum.
-    """
-
-    bias: Tensor  # always there
-    padding: tuple[int, ...]  # never by name
-    output_padding: tuple[int, ...]
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one output size
-        """Return the layer's output, ``[B, out, 2H, 2W]``, or one row and column more."""
-        y = F.conv_transpose2d(
-            x, self.weight, None, self.stride, self.padding, self.output_padding, self.groups
-        )
-        return y.add_(self.bias.to(y.dtype)[:, None, None])
-
-
 class Convolution(NamedTuple):
     """What a convolution is beside its weights."""
 
@@ -39,3 +20,26 @@ class Convolution(NamedTuple):
         one: Any = layer
         transposed = isinstance(layer, nn.ConvTranspose2d)
         return cls(one.stride, one.padding, one.output_padding if transposed else None, groups)
+
+
+def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor, form: Convolution) -> Tensor:
+    """A transposed convolution whose bias is added apart.
+
+    oneDNN's bf16 gradient of a transposed convolution's bias costs more than all the rest of the
+    layer's backward pass; as a separate addition it is a plain sum.
+    """
+    assert form.output_padding is not None
+    y = F.conv_transpose2d(
+        x, weight, None, form.stride, form.padding, form.output_padding, form.groups
+    )
+    return y.add_(bias.to(y.dtype)[:, None, None])
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """The layer of :func:`conv_transpose2d`."""
+
+    bias: Tensor  # always there
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one output size
+        """Return the layer's output, ``[B, out, 2H, 2W]``, or one row and column more."""
+        return conv_transpose2d(x, self.weight, self.bias, Convolution.of(self, self.groups))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 from fvae import ops
-from fvae.models.convolution import Convolution, ConvTranspose2d
+from fvae.models.convolution import Convolution, ConvTranspose2d, conv_transpose2d
 from fvae.ops.autograd import savable, transformed
 
 _ONEDNN: Any = torch.ops.mkldnn
@@ -218,10 +218,7 @@ def _of_pytorch(
     elif form.output_padding is None:
         y = F.conv2d(x, weight, bias, form.stride, form.padding, 1, form.groups)
     else:
-        y = F.conv_transpose2d(
-            x, weight, None, form.stride, form.padding, form.output_padding, form.groups
-        )
-        y = y.add_(bias.to(y.dtype)[:, None, None])
+        y = conv_transpose2d(x, weight, bias, form)
     return _act(y, slope)
 
 
