@@ -1,23 +1,34 @@
-"""Timers: one call's time on a device, the replay of its graph, and steps a second of several.
+"""Timers: calls and the replays of their graphs on a device, and steps a second, in turns.
 
-A GPU works on its own: one call is timed by events on the device, with the cache cleared before
-each, and many steps by the host's clock between two synchronisations.
+A GPU works on its own: a call is timed by events on the device, and many steps by the host's clock
+between two synchronisations. What a call of a few microseconds is said to take depends on what
+stands before it: nothing, and the device waits for the host; the same call, and its data are in
+the cache. So something long stands there, behind which the host runs ahead.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
-import triton
 
 from fvae.training.graph import WARM_UP, StepGraph
 
 Call = Callable[[], object]
 Times = dict[str, float]
+_Name = TypeVar("_Name")
 
-# Calls on a CPU: there to try the programs, not to be quoted.
-_CPU_CALLS = 3
+# Turns on a CPU: there to try the programs, not to be quoted.
+_CPU_TURNS = 3
+
+# About how long all turns of a comparison last on a GPU, and how many there are.
+_TURNS_SECONDS = 0.25
+_LEAST_TURNS, _MOST_TURNS = 3, 400
+
+# What stands before a call on a GPU: more bytes than its caches hold, or a wait of 0.1 ms.
+_CACHED_BYTES = 256 << 20
+_WAITED_CYCLES = 200_000
 
 
 def synchronize(device: str) -> None:
@@ -32,21 +43,60 @@ def spread(values: list[float]) -> Times:
     return {f"p{q}": ordered[round(q / 100 * (len(ordered) - 1))] for q in (20, 50, 80)}
 
 
-def microseconds(run: Call, device: str) -> Times:
-    """Percentiles of a call's time on the device, in microseconds.
+def in_turns(calls: dict[_Name, Call], device: str, cold: bool = True) -> dict[_Name, Times]:
+    """Percentiles of each call's time on the device, in microseconds; the calls take turns.
 
-    On a GPU, where a call is many launches, this is how fast the host gives them; the replay of
-    its graph (:func:`graph_of`) is what the device needs.
+    On a GPU a call of many launches takes as long as the host needs to give them; the replay of
+    its graph (:func:`graph_of`) takes what the device needs. The first turns, in which clocks
+    rise, do not count.
+
+    Args:
+        calls: name -> a call.
+        device: where they work.
+        cold: clear a GPU's cache before each; otherwise a call finds what those before it left.
     """
     if device == "cuda":
-        times = triton.testing.do_bench(run, warmup=20, rep=60, return_mode="all")
-        return spread([1e3 * t for t in times])
-    times = []
-    for _ in range(_CPU_CALLS):
-        started = time.perf_counter()
-        run()
-        times.append(1e6 * (time.perf_counter() - started))
-    return spread(times)
+        return _by_events(calls, cold)
+    times: dict[_Name, list[float]] = {name: [] for name in calls}
+    for _ in range(_CPU_TURNS):
+        for name, run in calls.items():
+            started = time.perf_counter()
+            run()
+            times[name].append(1e6 * (time.perf_counter() - started))
+    return {name: spread(each) for name, each in times.items()}
+
+
+def _by_events(calls: dict[_Name, Call], cold: bool) -> dict[_Name, Times]:
+    """Let calls take turns between events, each behind something long that keeps the host ahead."""
+    buffer = torch.empty(_CACHED_BYTES if cold else 0, dtype=torch.uint8, device="cuda")
+    pairs: dict[_Name, list] = {name: [] for name in calls}
+
+    def turn() -> None:
+        for name, run in calls.items():
+            if cold:
+                buffer.zero_()
+            else:
+                torch.cuda._sleep(_WAITED_CYCLES)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            end.record()
+            pairs[name].append((start, end))
+
+    turn()
+    turns = int(_TURNS_SECONDS / seconds_of(turn, 1, "cuda"))
+    turns = min(max(turns, _LEAST_TURNS), _MOST_TURNS)
+    seconds_of(turn, turns, "cuda")
+    counted = turns - turns // 5
+    return {
+        name: spread([1e3 * start.elapsed_time(end) for start, end in each[-counted:]])
+        for name, each in pairs.items()
+    }
+
+
+def microseconds(run: Call, device: str) -> Times:
+    """Percentiles of one call's time, as :func:`in_turns` takes it."""
+    return in_turns({"": run}, device)[""]
 
 
 def graph_of(run: Call) -> StepGraph:
@@ -75,23 +125,28 @@ def _no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def eager_and_graph(run: Call, device: str) -> dict[str, Times | str | None]:
-    """Time a call as it is and as a graph's replay; a message where there can be no graph."""
-    times: dict[str, Times | str | None] = {"eager": microseconds(run, device), "graph": None}
-    if device == "cuda":
-        try:
-            times["graph"] = microseconds(graph_of(run).replay, device)
-        except RuntimeError as error:
-            torch.cuda.synchronize()  # a broken device must not pass for a call without a graph
-            times["graph"] = f"no graph: {str(error).splitlines()[0]}"
-    return times
+def eager_and_graph(
+    calls: dict[str, Call], device: str
+) -> dict[str, dict[str, Times | str | None]]:
+    """Time calls as they are and as replays of their graphs, all of them in turns.
 
-
-def copy_bandwidth(device: str, size: int = 1 << 30) -> float:
-    """Bytes a second, read plus written, of a copy of ``size`` bytes on the device."""
-    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * size / (1e-6 * microseconds(lambda: target.copy_(source), device)["p50"])
+    Returns:
+        for each name ``eager`` and ``graph``, a message where there can be no graph.
+    """
+    found: dict[str, dict[str, Times | str | None]] = {}
+    kinds = {}
+    for name, run in calls.items():
+        found[name] = {"eager": None, "graph": None}
+        kinds[name, "eager"] = run
+        if device == "cuda":
+            try:
+                kinds[name, "graph"] = graph_of(run).replay
+            except RuntimeError as error:
+                torch.cuda.synchronize()  # a broken device must not pass for a call without one
+                found[name]["graph"] = f"no graph: {str(error).splitlines()[0]}"
+    for (name, kind), times in in_turns(kinds, device).items():
+        found[name][kind] = times
+    return found
 
 
 def seconds_of(step: Call, count: int, device: str) -> float:

@@ -161,7 +161,7 @@ def parts_of(device: str, kept: Record) -> list[Part]:
         Part("metrics", 30, partial(metric_checks, setup)),
         Part("same", 40, partial(same_bits, setup, kept)),
         Part("profile", 20, partial(gpu_parts.profiles, setup, kept)),
-        Part("stacked", 30, partial(gpu_parts.stacked, setup, kept)),
+        Part("stacked", 35, partial(gpu_parts.stacked, setup, kept)),
         Part("loop", 20, partial(gpu_parts.loop, setup, kept)),
     ]
 

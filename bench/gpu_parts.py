@@ -3,16 +3,19 @@
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
 
 from bench.arithmetic import arithmetic, current, precisions
-from bench.device_timing import interleaved, median, ratio, seconds_of, synchronize
+from bench.device_timing import Call, interleaved, median, ratio, seconds_of, synchronize
 from bench.record import Record
 from bench.setup import Setup
-from bench.step_rates import differences
+from bench.stacked import SIZES
+from bench.step_rates import TEXTBOOKS, batches_of, differences, textbook
 from fvae import evaluate
+from fvae.config import TrainConfig
 from fvae.training.loop import create_run, settle, train
 from fvae.training.stacked import StackedTrainer
 from fvae.training.trainer import Trainer, make_trainer
@@ -21,8 +24,13 @@ _PROFILED_STEPS = 10
 _KERNELS = 40  # of a profile's rows
 
 
-def profiled(setup: Setup, precision: str) -> dict:
+def profiled(setup: Setup, precision: str, make: Callable[[], Call] | None = None) -> dict:
     """Count a step's kernels, and the time that each keeps the device busy.
+
+    Args:
+        setup: device, data and sizes.
+        precision: of the step.
+        make: builds it; None is our default run's, a graph on a GPU.
 
     Returns:
         kernels and busy_us, of one step, steps_per_second, busy_share (the device's busy time over
@@ -30,15 +38,16 @@ def profiled(setup: Setup, precision: str) -> dict:
     """
     gpu = setup.device == "cuda"
     with arithmetic(precision):
-        trainer = Trainer(setup.config(precision=precision), setup.on_device)
-        seconds_of(trainer.step, setup.warm_up, setup.device)
+        own = setup.config(precision=precision)
+        step = make() if make else Trainer(own, setup.on_device).step
+        seconds_of(step, setup.warm_up, setup.device)
         count = 1 if setup.tiny else 200
-        rate = count / seconds_of(trainer.step, count, setup.device)
+        rate = count / seconds_of(step, count, setup.device)
         activity = ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU
         steps = 1 if setup.tiny else _PROFILED_STEPS
         with profile(activities=[activity]) as found:
             for _ in range(steps):
-                trainer.step()
+                step()
             synchronize(setup.device)
     rows = [
         {
@@ -60,11 +69,18 @@ def profiled(setup: Setup, precision: str) -> dict:
 
 
 def profiles(setup: Setup, record: Record) -> dict[str, dict]:
-    """Profile a step in each precision."""
+    """Profile our step in each precision, and two of the textbook's, which are no graphs."""
     found = {}
     for precision in precisions(setup.device):
         with record.attempt(f"profile/{precision}"):
             found[precision] = profiled(setup, precision)
+    precision = "fp32" if setup.tiny else "bf16"
+    for kind in ("textbook as written", "textbook fused"):
+        name = f"{kind} {precision}"
+        with record.attempt(f"profile/{name}"):
+            draw = batches_of(setup, on_device=kind != "textbook as written")
+            make = partial(textbook, setup, draw, precision, **TEXTBOOKS[kind])
+            found[name] = profiled(setup, precision, make)
     return found
 
 
@@ -83,56 +99,71 @@ def profile_table(found: dict[str, dict], kernels: int = 12) -> str:
     return "\n".join(lines)
 
 
-def _stack(setup: Setup, precision: str, models: int, group: int) -> Callable[[], object]:
+def _stack(configs: list[TrainConfig], setup: Setup, group: int) -> Callable[[], object]:
     """Return the step of several models, after their first losses were those of each alone."""
-    configs = [setup.config(precision=precision, seed=seed) for seed in range(models)]
     together = StackedTrainer(configs, setup.on_device, group)
     terms = together.step()
-    for m in {0, models - 1}:
+    for m in {0, len(configs) - 1}:
         expected = Trainer(configs[m], setup.on_device).step()
-        wrong = differences({name: t[m] for name, t in terms.items()}, expected, precision)
+        got = {name: t[m] for name, t in terms.items()}
+        wrong = differences(got, expected, configs[0].precision)
         if wrong:
             raise ValueError(f"not timed, not the losses of model {m} alone: {wrong}")
     return together.step
 
 
-def stacked(setup: Setup, record: Record) -> list[dict]:
-    """Steps a second of several models in one step, over one model's alone."""
+def stacked(setup: Setup, record: Record, size: str = "default") -> list[dict]:
+    """Steps a second of several models in one step, over one model's alone.
+
+    Args:
+        setup: device, data and sizes.
+        record: where what fails is noted.
+        size: a name in ``bench.stacked.SIZES``; tiny sizes stay what they are.
+    """
+    known = precisions(setup.device)
     rows = []
-    for precision in [p for p in ("bf16", "fp32") if p in precisions(setup.device)]:
-        steps, kinds = {}, {"alone": (1, 1)}
-        for models in (2,) if setup.tiny else (4, 8, 16):
-            kinds |= {f"{models} in groups of {g}": (models, g) for g in (models, 1)}
-
-        def attempt(name: str, precision: str = precision):
-            return record.attempt(f"stacked/{precision} {name}")
-
-        with arithmetic(precision):
-            with attempt("alone"):
-                config = setup.config(precision=precision)
-                steps["alone"] = Trainer(config, setup.on_device).step
-            for name, (models, group) in list(kinds.items())[1:]:
-                with attempt(name):
-                    steps[name] = _stack(setup, precision, models, group)
-            rates = interleaved(
-                steps, setup.device, min(3, setup.rounds), setup.round_seconds, attempt,
-                setup.warm_up,
-            )  # fmt: skip
-            used = current()
-        alone = median(rates.get("alone"))
-        for name, rate in rates.items():
-            models, group = kinds[name]
-            rows.append(
-                {
-                    "precision": precision,
-                    "arithmetic": used,
-                    "models": models,
-                    "models_in_a_convolution": group,
-                    "steps_per_second": rate,
-                    "models_over_alone": ratio(models * median(rate), alone),
-                }
-            )
+    for precision in [p for p in ("bf16", "fp32") if p in known]:
+        rows += _stacked(setup, record, size, precision)
     return rows
+
+
+def _stacked(setup: Setup, record: Record, size: str, precision: str) -> list[dict]:
+    """Time numbers of models and ways to group them, in one precision."""
+    kinds = {"alone": (1, 1)}
+    for models in (2,) if setup.tiny else (8, 32):
+        kinds |= {f"{models} in groups of {g}": (models, g) for g in (models, 1)}
+    fields = {"precision": precision} | ({} if setup.tiny else SIZES[size])
+    steps: dict[str, Callable[[], object]] = {}
+
+    def attempt(name: str):
+        return record.attempt(f"stacked/{size} {precision} {name}")
+
+    with arithmetic(precision):
+        for name, (models, group) in kinds.items():
+            configs = [setup.config(seed=seed, **fields) for seed in range(models)]
+            with attempt(name):
+                if name == "alone":
+                    steps[name] = Trainer(configs[0], setup.on_device).step
+                else:
+                    steps[name] = _stack(configs, setup, group)
+        rates = interleaved(
+            steps, setup.device, min(3, setup.rounds), setup.round_seconds, attempt, setup.warm_up
+        )
+        used = current()
+    alone = median(rates.get("alone"))
+    return [
+        {
+            "size": size,
+            "precision": precision,
+            "arithmetic": used,
+            "models": models,
+            "models_in_a_convolution": group,
+            "steps_per_second": rates[name],
+            "models_over_alone": ratio(models * median(rates[name]), alone),
+        }
+        for name, (models, group) in kinds.items()
+        if name in rates
+    ]
 
 
 def stacked_table(rows: list[dict]) -> str:

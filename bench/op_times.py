@@ -11,6 +11,7 @@ from bench.device_timing import eager_and_graph, median, ratio
 from bench.record import Record
 from bench.registry import Case, cases, why_itself
 from bench.setup import Setup
+from bench.votes import DIMS
 from fvae import Philox, ops
 
 #: (relative, absolute) tolerance of what an op rounds, by dtype.
@@ -72,6 +73,7 @@ def measure(case: Case, device: str) -> dict:
         "shape": case.shape,
         "dtype": str(getattr(case, "dtype", torch.float32)).removeprefix("torch."),
         "bytes": case.bytes,
+        "flops": case.flops,
         "backend": ops.backend_of(case.op, device),
     }
     refused = refusal(case.op, device)
@@ -80,8 +82,9 @@ def measure(case: Case, device: str) -> dict:
     wrong = mismatch(case.op, case.run(None), case.run("reference"))
     if wrong:
         raise ValueError(f"not timed: {wrong}")
-    times = eager_and_graph(lambda: case.run(None), device)
-    return row | times | {"reference": eager_and_graph(lambda: case.run("reference"), device)}
+    both = {"ours": lambda: case.run(None), "reference": lambda: case.run("reference")}
+    times = eager_and_graph(both, device)
+    return row | times["ours"] | {"reference": times["reference"]}
 
 
 @cache
@@ -101,29 +104,52 @@ def rows(op: str, setup: Setup, record: Record) -> list[dict]:
     return found
 
 
-def table(found: list[dict], copied: float | None) -> str:
-    """Return lines of times, and of the share of a copy's bandwidth that a row's bytes reach.
+def table(found: list[dict], copied: float | None, multiplied: float | None = None) -> str:
+    """Return lines of times, and of the share of its time that a row's bound is.
+
+    The bound is the time of a copy of the row's bytes, or of a matrix product of its operations
+    where that is longer.
 
     Args:
         found: rows of :func:`rows`.
         copied: bytes a second of a copy; None leaves the share out.
+        multiplied: operations a second of a float32 matrix product; None leaves them out.
     """
-    lines = [f"{'op':<18}{'shape':<16}{'backend':<10}{'eager us':>9}{'graph us':>9}"
-             f"{'ref. eager':>11}{'ref. graph':>11}{'of copy':>9}"]  # fmt: skip
+    lines = [f"{'op':<20}{'shape':<24}{'backend':<10}{'eager us':>9}{'graph us':>9}"
+             f"{'ref. eager':>11}{'ref. graph':>11}{'of bound':>9}"]  # fmt: skip
     for row in found:
-        start = f"{row['op']:<18}{row['shape']:<16}{row['backend']:<10}"
+        start = f"{row['op']:<20}{row['shape']:<24}{row['backend']:<10}"
         if "refused" in row:
             lines.append(start + row["refused"])
             continue
         eager, graph = median(row["eager"]), median(row["graph"])
         theirs = (median(row["reference"][kind]) for kind in ("eager", "graph"))
-        share = ratio(1e6 * row["bytes"] / (graph or eager), copied)
+        bound = bound_us(row, copied, multiplied)
+        share = ratio(bound, graph or eager)
         numbers = "".join(
             f"{'-' if value is None else f'{value:.1f}':>{width}}"
             for value, width in zip((eager, graph, *theirs), (9, 9, 11, 11), strict=True)
         )
         lines.append(f"{start}{numbers}{'-' if share is None else f'{share:.0%}':>9}")
     return "\n".join(lines)
+
+
+def bound_us(row: dict, copied: float | None, multiplied: float | None) -> float | None:
+    """Return the least microseconds of a row's bytes and operations; None without bandwidth."""
+    if copied is None:
+        return None
+    return 1e6 * max(row["bytes"] / copied, row["flops"] / multiplied if multiplied else 0.0)
+
+
+@cache
+def codes_of(device: str, models: int, sizes: tuple[int, ...]) -> Tensor:
+    """Codes ``[M, N, 10]``: the first dimensions follow a factor each under noise."""
+    generator = torch.Generator(device).manual_seed(0)
+    codes = torch.randn(models, prod(sizes), DIMS, generator=generator, device=device)
+    signal = torch.cartesian_prod(*(torch.arange(size, device=device) / size for size in sizes))
+    codes[..., : len(sizes)] *= 0.05
+    codes[..., : len(sizes)] += signal
+    return codes
 
 
 def votes(setup: Setup) -> list[dict]:
@@ -140,17 +166,13 @@ def votes(setup: Setup) -> list[dict]:
     device, sizes = setup.device, (3, 4, 5) if setup.tiny else on_cpu.SIZES
     count = 50 if setup.tiny else on_cpu.VOTES
     most = 2 if setup.tiny else on_cpu.MODELS
-    dims, rng = on_cpu.DIMS, Philox(0, device=device)
+    rng = Philox(0, device=device)
     generator = torch.Generator(device).manual_seed(0)
     found = []
     for models in (1, most):
-        codes = torch.randn(models, prod(sizes), dims, generator=generator, device=device)
-        codes[..., : len(sizes)] *= 0.05  # the first dimensions follow a factor each, under noise
-        codes[..., : len(sizes)] += torch.cartesian_prod(
-            *(torch.arange(size, device=device) / size for size in sizes)
-        )
+        codes = codes_of(device, models, sizes)
         scale = codes.var(1)
-        active = torch.ones(models, dims, dtype=torch.bool, device=device)
+        active = torch.ones(models, DIMS, dtype=torch.bool, device=device)
 
         def op(backend: str | None = None, c=codes, s=scale, a=active) -> Tensor:
             return ops.metric_votes(
@@ -162,24 +184,36 @@ def votes(setup: Setup) -> list[dict]:
         if wrong:
             raise ValueError(f"not timed: {models} models: {wrong}")
         row = {"models": models, "votes": count, "samples": on_cpu.SAMPLES}
-        row |= {"backend": ops.backend_of("metric_votes", device)} | eager_and_graph(op, device)
+        row |= {"backend": ops.backend_of("metric_votes", device)}
+        calls = {"ours": op}
         if models == 1 and sizes == on_cpu.SIZES:
-            row["vectorised"] = _vectorised(on_cpu.vectorised, op(), codes[0], scale[0], generator)
-        found.append(row)
+            calls["vectorised"] = _vectorised(
+                on_cpu.vectorised, op(), codes[0], scale[0], generator
+            )
+        times = eager_and_graph(calls, device)
+        found.append(row | times.pop("ours") | times)
     return found
 
 
 def _vectorised(
     run: Callable, votes: Tensor, codes: Tensor, scale: Tensor, generator: torch.Generator
-) -> dict:
-    """Time vectorised PyTorch, after its votes fell on dimensions and factors as ours do."""
-    with torch.device(codes.device):  # what it makes, it makes there
-        theirs = run(codes, scale, generator)
-        # Other random numbers: counts differ by chance alone, here by six deviations at most.
-        difference, total = (votes[0] - theirs).abs().double(), (votes[0] + theirs).double()
-        if (difference > 6 * total.sqrt()).any():
-            raise ValueError("not timed: vectorised PyTorch does not compute the same metric")
-        return eager_and_graph(lambda: run(codes, scale, generator), str(codes.device.type))
+) -> Callable[[], Tensor]:
+    """Return a call of vectorised PyTorch, whose votes fell on dimensions and factors as ours do.
+
+    Raises:
+        ValueError: they did not.
+    """
+
+    def call() -> Tensor:
+        with torch.device(codes.device):  # what it makes, it makes there
+            return run(codes, scale, generator)
+
+    theirs = call()
+    # Other random numbers: counts differ by chance alone, here by six deviations at most.
+    difference, total = (votes[0] - theirs).abs().double(), (votes[0] + theirs).double()
+    if (difference > 6 * total.sqrt()).any():
+        raise ValueError("not timed: vectorised PyTorch does not compute the same metric")
+    return call
 
 
 def votes_table(found: list[dict]) -> str:

@@ -217,6 +217,7 @@ def program(
     show: Callable[[Record], None],
     out: Path | None,
     argv: Sequence[str] | None = None,
+    seconds: float = 240.0,
 ) -> None:
     """Run a benchmark from the command line, and exit with 1 if a part failed.
 
@@ -227,13 +228,14 @@ def program(
         show: prints the tables.
         out: where the JSON goes unless ``--out`` says; None writes none.
         argv: arguments other than the program's own.
+        seconds: how long it may take unless ``--seconds`` says.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
     parser.add_argument("parts", nargs="*", metavar="PART", help="parts to run; all if none")
     parser.add_argument("--only", nargs="+", metavar="PART", default=[], help="the same")
     parser.add_argument("--out", type=Path, default=out, help="JSON file, or a folder for it")
     parser.add_argument(
-        "--seconds", type=float, default=240.0, help="begin no part that ends later"
+        "--seconds", type=float, default=seconds, help="begin no part that ends later"
     )
     parser.add_argument(
         "--device",

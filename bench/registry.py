@@ -25,12 +25,14 @@ class Case:
         shape: what a row of the table says.
         run: calls the op with a ``backend`` argument on inputs made beforehand.
         bytes: bytes that the op must read and write at the least.
+        flops: operations of its matrix products.
     """
 
     op: str
     shape: str
     run: Callable
     bytes: int
+    flops: int = 0
 
     @property
     def label(self) -> str:
@@ -173,6 +175,7 @@ def _layer_cases(normal: Callable, units: int) -> list[Case]:
             "linear_backward", f"128 rows, {units} x {units}",
             lambda backend: ops.linear_backward(rows, rows, rows, weight, 0.2, backend=backend),
             4 * (4 * rows.numel() + 2 * weight.numel()),
+            2 * 2 * len(rows) * weight.numel(),
         ),
     ]  # fmt: skip
 

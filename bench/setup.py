@@ -1,7 +1,7 @@
 """What the GPU programs run on: the real data and sizes, or tiny ones to try them on a CPU."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 
 import torch
 
@@ -24,30 +24,43 @@ def bits(sizes: tuple[int, ...] = (4, 5, 25)) -> Store:
     return Store("bits", packed, (1, 64, 64), True, names, sizes)
 
 
+@cache
+def _store(device: str) -> Store:
+    """The data set in the host's memory, by the device that it is for."""
+    return bits() if device == "cpu" else data.load("dsprites")
+
+
+@cache
+def _on_device(device: str) -> Store:
+    return _store(device).to(device)
+
+
 @dataclass(frozen=True)
 class Setup:
     """Device and sizes.
 
     Attributes:
         device: "cuda", or "cpu" for tiny sizes.
+        batch_size: of a run; None is the default's.
     """
 
     device: str
+    batch_size: int | None = None
 
     @property
     def tiny(self) -> bool:
         """Whether the sizes are those for trying a program rather than for measuring."""
         return self.device == "cpu"
 
-    @cached_property
+    @property
     def store(self) -> Store:
         """The data set, in the host's memory."""
-        return bits() if self.tiny else data.load("dsprites")
+        return _store(self.device)
 
-    @cached_property
+    @property
     def on_device(self) -> Store:
         """The data set on the device: one copy for all trainers."""
-        return self.store.to(self.device)
+        return _on_device(self.device)
 
     @property
     def rounds(self) -> int:
@@ -66,4 +79,6 @@ class Setup:
 
     def config(self, **fields) -> TrainConfig:
         """Return a default run's settings with some fields changed."""
-        return TrainConfig(**{"device": self.device, **(_TINY if self.tiny else {}), **fields})
+        sizes = _TINY if self.tiny else {}
+        sizes = sizes | ({"batch_size": self.batch_size} if self.batch_size else {})
+        return TrainConfig(**{"device": self.device, **sizes, **fields})

@@ -4,7 +4,7 @@ Each of ours is first walked beside a textbook that has its weights and random n
 step whose losses are other ones is not timed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,7 +35,9 @@ _TEXTBOOK_SIZE = {
     "conv_channels": TrainConfig.conv_channels,
     "hidden_units": TrainConfig.hidden_units,
 }
-COMPILE_MODES = ("default", "reduce-overhead")
+#: Modes of ``torch.compile``, the last two with CUDA graphs; the last tries its kernels out first.
+AUTOTUNED = "max-autotune"
+COMPILE_MODES = ("default", "reduce-overhead", AUTOTUNED)
 
 # Images that the textbook holds as float32 on the device.
 _IMAGES = 8192
@@ -196,6 +198,7 @@ def measure(setup: Setup, variants: list[Variant], attempt: Callable) -> list[di
             "batch_size": setup.config().batch_size,
             **v.facts,
             "steps_per_second": rates[v.name],
+            "images_per_second": setup.config().batch_size * rates[v.name]["p50"],
         }
         for v in variants
         if v.name in rates
@@ -221,16 +224,33 @@ def _textbook_variants(setup: Setup, names: list[str]) -> list[Variant]:
 def eager_and_graph(setup: Setup, record: Record) -> list[dict]:
     """Time ours, as kernel after kernel and as one graph, and the textbooks."""
     known = precisions(setup.device)
+    return _beside_textbooks(
+        setup, record, known, known if setup.tiny else ["fp32", "tf32", "bf16"]
+    )
+
+
+def larger_batch(setup: Setup, record: Record) -> list[dict]:
+    """Time the same at another batch size, in the precisions that a GPU trains in by default."""
+    known = [p for p in ("bf16", "tf32") if p in precisions(setup.device)] or ["fp32"]
+    return _beside_textbooks(setup, record, known, known)
+
+
+def _beside_textbooks(
+    setup: Setup, record: Record, own: list[str], theirs: list[str]
+) -> list[dict]:
     variants = [
         Variant(f"ours {name}", p, partial(ours, setup, p, graph))
-        for p in known
+        for p in own
         for name, graph in (("graph", True), ("eager", False))
     ]
-    variants += _textbook_variants(setup, known if setup.tiny else ["fp32", "tf32", "bf16"])
-    return measure(setup, variants, lambda name: record.attempt(f"steps/{name}"))
+    variants += _textbook_variants(setup, theirs)
+    batch = setup.config().batch_size
+    return measure(setup, variants, lambda name: record.attempt(f"steps/{name}, batch {batch}"))
 
 
-def compiled(setup: Setup, precision: str, record: Record) -> list[dict]:
+def compiled(
+    setup: Setup, precision: str, record: Record, modes: Sequence[str] = COMPILE_MODES
+) -> list[dict]:
     """Time the textbook under ``torch.compile`` beside itself and ours in one arithmetic."""
     torch.compiler.reset()  # past a number of compilations of one function it would run eager
     draw, fused = batches_of(setup, on_device=True), TEXTBOOKS["textbook fused"]
@@ -240,24 +260,30 @@ def compiled(setup: Setup, precision: str, record: Record) -> list[dict]:
         Variant("textbook fused", precision, partial(textbook, setup, draw, precision, **fused),
                 facts),
     ]  # fmt: skip
-    for mode in COMPILE_MODES:
+    for mode in modes:
         make = partial(textbook, setup, draw, precision, mode, **fused)
         variants.append(Variant(f"textbook compiled {mode}", precision, make, facts))
     return measure(setup, variants, lambda name: record.attempt(f"compiled/{name}"))
 
 
 def table(rows: list[dict]) -> str:
-    """Return lines of rates, and of what ours as a graph is over each in the same arithmetic."""
+    """Return lines of rates, and of what ours as a graph is over each in the same arithmetic.
+
+    Images a second are those of a batch; the second, which the discriminator learns from, does not
+    count.
+    """
     best = {
         r["precision"]: median(r["steps_per_second"]) for r in rows if r["kind"] == "ours graph"
     }
     # PyTorch's default is nobody's arithmetic but its own: no ratio is given.
-    lines = [f"{'step':<34}{'arithmetic':<14}{'steps/s':>9}{'ours graph over it':>20}"]
+    lines = [
+        f"{'step':<34}{'arithmetic':<14}{'steps/s':>9}{'images/s':>10}{'ours graph over it':>20}"
+    ]
     for row in rows:
         rate = median(row["steps_per_second"])
         over = ratio(best.get(row["precision"]), rate)
         lines.append(
             f"{row['kind']:<34}{row['precision']:<14}{rate:>9.0f}"
-            f"{'-' if over is None else f'{over:.2f}':>20}"
+            f"{row['images_per_second']:>10.0f}{'-' if over is None else f'{over:.2f}':>20}"
         )
     return "\n".join(lines)

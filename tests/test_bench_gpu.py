@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from bench import first_light, gpu, gpu_parts, op_times, record, step_rates
+from bench import first_light, gpu, op_times, record, step_rates
 from bench.arithmetic import TF32, arithmetic, current, precisions
 from bench.baseline import (
     ADAM,
@@ -395,17 +395,3 @@ def test_first_light_fails_where_deterministic_runs_differ(monkeypatch):
     assert len(rows) == 6
     assert set(kept.failures) == {"same/fp32, deterministic"}
     assert "w by" in first_light.same_table(rows)
-
-
-def test_models_stacked_are_timed_where_their_losses_are_those_of_each_alone(monkeypatch):
-    kept = Record(None, "cpu")
-    rows = gpu_parts.stacked(Setup("cpu"), kept)
-    assert [(row["models"], row["models_in_a_convolution"]) for row in rows] == [
-        (1, 1), (2, 2), (2, 1),
-    ]  # fmt: skip
-    assert kept.failures == {}
-    monkeypatch.setattr(gpu_parts, "differences", lambda *_: ["kl is 1, expected 2"])
-    rows = gpu_parts.stacked(Setup("cpu"), kept)
-    assert [row["models"] for row in rows] == [1]
-    assert all("not timed" in message for message in kept.failures.values())
-    assert len(kept.failures) == 2
