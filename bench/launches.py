@@ -176,7 +176,8 @@ def backward(loss: Tensor, gradient: Tensor | None = None, inputs: Any = None) -
     ready = [loss.grad_fn]
     with torch.no_grad():
         while ready:
-            node = ready.pop()
+            node = max(ready, key=lambda one: one._sequence_nr())  # as the engine does
+            ready.remove(node)
             edges = [edge for edge in node.next_functions if edge[0]]
             for (following, place), grad in zip(edges, _call(node, grads), strict=True):
                 if grad is not None:
@@ -194,11 +195,11 @@ def _call(node: Any, grads: dict[Any, dict[int, Tensor]]) -> list[Tensor | None]
     """The gradients that a node makes of its outputs', one for each of its edges."""
     given, edges = grads.pop(node, {}), node.next_functions
     wanted = [bool(following) for following, _ in edges]
+    if not given:
+        return [None] * sum(wanted)
     if hasattr(node, "variable"):
         node.variable.grad = given[0].detach()
         return []
-    if not given:
-        return [None] * sum(wanted)
     each = [given.get(i) for i in range(len(node._input_metadata))]
     if isinstance(node, torch.autograd.function.BackwardCFunction):
         for i, like in enumerate(node._input_metadata):

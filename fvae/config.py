@@ -23,7 +23,7 @@ LATER = (
     "mi_weight", "critic_steps", "gradient_penalty", "noise_dim", "categorical_sizes",
     "images", "factors", "image_size", "likelihood", "metrics", "correlate", "conv_kernels",
     "shuffle", "tc_sampling", "dip_lambda", "dip_ratio", "capacity", "capacity_steps",
-    "capacity_weight", "tc_betas", "dip_lambdas", "capacities",
+    "capacity_weight", "tc_betas", "dip_lambdas", "capacities", "branches",
 )  # fmt: skip
 
 
@@ -136,6 +136,8 @@ class TrainConfig:
     """Force one backend of the ops; None picks by device."""
     graph: bool = True
     """On a GPU, capture the whole step as a CUDA graph and replay it."""
+    branches: bool = False
+    """Let what is independent in that graph run at once; not measured on a GPU yet."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; None saves once a minute, and always at the end."""
     log_every: int = 50

@@ -10,7 +10,7 @@ layers; so does a gradient that is itself differentiated.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 from fvae import ops
+from fvae.models.branches import current, in_line
 from fvae.models.convolution import Convolution, ConvTranspose2d, conv_transpose2d
 from fvae.ops.autograd import savable, transformed
 
@@ -174,9 +175,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear_backward(
     grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, slope: float, dtype: torch.dtype,
-    need_x: bool = True, factor: Tensor | None = None,
+    need_x: bool = True, factor: Tensor | None = None, apart: Callable[..., Any] = in_line,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, weight and bias: see :func:`fvae.ops.linear_backward`."""
+    """Gradients of x, weight and bias: see :func:`fvae.ops.linear_backward`.
+
+    What no other layer's gradient needs is made by ``apart``.
+    """
     if not _fused(x):
         # Of a (leaky) ReLU the output has the sign of the input.
         delta = grad if slope == 1 else _ATEN.leaky_relu_backward(grad, y, slope, True)
@@ -185,24 +189,43 @@ def linear_backward(
     elif ops.few_products(x, weight):
         return _FVAE.linear_backward(grad, y, x, weight, slope, dtype, need_x, factor)
     else:
-        delta, scaled, grad_bias = _FVAE.activation_backward(grad, y, slope, dtype, factor)
+        first = apart if slope == 1 else in_line  # without an activation, the bias's alone
+        args = (grad, y, slope, dtype, factor)
+        delta, scaled, grad_bias = first(_FVAE.activation_backward, *args)
         delta = grad.to(x.dtype).contiguous() if slope == 1 else delta
         scaled = delta if factor is None else scaled
     grad_x = product(delta, weight.mT) if need_x else x.new_empty(0)
-    return grad_x, product(scaled.mT, x.mT).to(dtype), grad_bias
+    return grad_x, apart(_weight_gradient, scaled, x, dtype), grad_bias
+
+
+def _weight_gradient(delta: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    return product(delta.mT, x.mT).to(dtype)
 
 
 def _conv_backward(
     grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, form: Convolution, slope: float,
-    dtype: torch.dtype, need_x: bool,
-) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
+    dtype: torch.dtype, need_x: bool, apart: Callable[..., Any] = in_line,
+) -> tuple[Tensor | None, Tensor | None, Tensor]:  # fmt: skip
+    first = apart if slope == 1 else in_line  # without an activation, the bias's alone
+    delta, _, grad_bias = first(_FVAE.activation_backward, grad, y, slope, dtype)
+    delta = grad if slope == 1 else delta
+    if apart is in_line:
+        return *_conv_products(delta, x, weight, form, dtype, need_x, True), grad_bias
+    grad_x, _ = _conv_products(delta, x, weight, form, dtype, need_x, False)
+    _, grad_weight = apart(_conv_products, delta, x, weight, form, dtype, False, True)
+    return grad_x, grad_weight, grad_bias
+
+
+def _conv_products(
+    delta: Tensor, x: Tensor, weight: Tensor, form: Convolution, dtype: torch.dtype,
+    of_x: bool, of_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     stride, padding, output_padding, groups = form
-    delta, _, grad_bias = _FVAE.activation_backward(grad, y, slope, dtype)
     grad_x, grad_weight, _ = _ATEN.convolution_backward(
-        grad if slope == 1 else delta, x, weight, None, stride, padding, (1, 1),
-        output_padding is not None, output_padding or (0, 0), groups, (need_x, True, False),
+        delta, x, weight, None, stride, padding, (1, 1),
+        output_padding is not None, output_padding or (0, 0), groups, (of_x, of_weight, False),
     )  # fmt: skip
-    return grad_x, grad_weight.to(dtype), grad_bias
+    return grad_x, grad_weight.to(dtype) if of_weight else None
 
 
 # --- both -----------------------------------------------------------------------------------------
@@ -228,7 +251,9 @@ class _Layer(torch.autograd.Function):
         low, w, b = x.to(dtype), weight.to(dtype), bias.to(dtype)
         y = _forward(low, w, b, form, slope)
         ctx.save_for_backward(*map(savable, (x, weight, bias, low, w)), y)
-        ctx.rest = form, slope, dtype
+        ctx.rest, ctx.branches = (form, slope, dtype), current()
+        # As they are: what was saved may come back as another tensor.
+        ctx.leaves = (weight, bias) if ctx.branches else ()
         return y
 
     @staticmethod
@@ -242,13 +267,22 @@ class _Layer(torch.autograd.Function):
             grads = [next(each) if t.requires_grad else None for t in (x, weight, bias)]
             return *grads, None, None, None
         need_x = ctx.needs_input_grad[0]
-        found: tuple[Tensor | None, Tensor, Tensor]
+        # Where nothing follows there is nothing to hold up.
+        owed = need_x and ctx.branches and ctx.branches.owes(*ctx.leaves)
+        apart, args = ctx.branches.apart if owed else in_line, (slope, weight.dtype, need_x)
+        grad_x: Any
+        rest: list[Any]
         if form is None:
-            found = linear_backward(grad, y, low, w, slope, weight.dtype, need_x)
+            grad_x, *rest = linear_backward(grad, y, low, w, *args, apart=apart)
         else:
-            found = _conv_backward(grad, y, low, w, form, slope, weight.dtype, need_x)
-        grad_x = found[0].to(x.dtype) if need_x and found[0] is not None else None
-        return grad_x, found[1], found[2].to(bias.dtype), None, None, None
+            grad_x, *rest = _conv_backward(grad, y, low, w, form, *args, apart)
+        grad_x = grad_x.to(x.dtype) if need_x else None
+        if owed:
+            ctx.branches.owe(ctx.leaves, rest)
+            rest = [None, None]
+        else:
+            rest[1] = rest[1].to(bias.dtype)
+        return grad_x, *rest, None, None, None
 
 
 def _forward(

@@ -43,8 +43,8 @@ _GRID = ("objectives", "seeds", *GRIDS)
 #: Settings that change nothing about a result, so that they may change from call to call; that the
 #: data are the same is checked by their fingerprint.
 _FREE = (
-    "strategy", "devices", "launcher", "device", "graph", "checkpoint_every", "log_every", "data",
-    "images", "factors", "metrics",
+    "strategy", "devices", "launcher", "device", "graph", "branches", "checkpoint_every",
+    "log_every", "data", "images", "factors", "metrics",
 )  # fmt: skip
 
 

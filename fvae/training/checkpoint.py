@@ -38,7 +38,8 @@ _FORMAT = "1"
 #: Settings that may differ between a run and its continuation. Where the data are may change; that
 #: they are the same is checked by their fingerprint (:mod:`fvae.training.run_data`).
 RESUMABLE = (
-    "steps", "device", "graph", "checkpoint_every", "log_every", "data", "images", "factors",
+    "steps", "device", "graph", "branches", "checkpoint_every", "log_every", "data", "images",
+    "factors",
 )  # fmt: skip
 
 #: Seconds between checkpoints where ``checkpoint_every`` is None. At full size, 66 MB are fetched

@@ -113,6 +113,11 @@ def settle(config: _Config) -> _Config:
     """Return the configuration with "auto" replaced by what is here, and the data path absolute."""
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
+    if config.branches and (device.type != "cuda" or not config.graph):
+        raise UserError(
+            "--branches: parts of a CUDA graph, which is on a CUDA device and without --no-graph;"
+            " leave it out, or give --no-branches"
+        )
     return dataclasses.replace(
         config,
         device="cuda" if device.type == "cuda" else "cpu",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fvae import ops
 from fvae.config import TrainConfig
 from fvae.errors import UserError
+from fvae.models.branches import beside, current, joined
 from fvae.philox import Philox
 from fvae.registry import OBJECTIVES
 from fvae.training.two_players import two_players
@@ -143,10 +144,14 @@ def factor_vae(
     Source: Kim & Mnih 2018, Algorithm 2.
     """
     z, other, kl_dims = _both_codes(model, x, x_second, rng, backend, draws)
-    terms = _elbo(model, x, z, kl_dims, target, backend)
-    with torch.no_grad():
+    # The players before the decoder, so that on the way back theirs comes after: what is started
+    # last is waited for first.
+    branches = current()
+    with beside(branches), torch.no_grad():
         z_perm = draws.permute_dims(other, rng, backend)
-    tc, disc_loss, accuracy = two_players(discriminator, z, z_perm, backend)
+    tc, disc_loss, accuracy = two_players(discriminator, z, z_perm, backend, branches)
+    terms = _elbo(model, x, z, kl_dims, target, backend)
+    tc, disc_loss = joined(branches, tc, disc_loss)
     loss = _plus(terms["recon"] + terms["kl"], tc, weight) + disc_loss
     return {"loss": loss, **terms, "tc": tc, "disc_loss": disc_loss, "disc_accuracy": accuracy}
 

@@ -1,5 +1,6 @@
 """One training step of one run: draw a batch, run forward and backward, update both players."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -16,6 +17,7 @@ from fvae.data.correlated import check_pairs, correlated
 from fvae.device import AUTOCAST, arithmetic, autocast
 from fvae.errors import UserError
 from fvae.models import vae as nets
+from fvae.models.branches import Branches, branched
 from fvae.models.layers import plainly
 from fvae.models.stacked import StackedVAE
 from fvae.philox import Philox
@@ -59,6 +61,7 @@ class Trainer:
         self.optimizer = Adam(groups, config.backend)
         self.constants = objectives.constants(config, len(store))
         self.graph = StepGraph() if gpu and config.graph and self.world.size == 1 else None
+        self.branches = Branches() if self.graph and config.branches else None
         self.weight_at = objectives.weight_at(*objectives.weight_of(config))
         self.scale = LossScale(self.device) if config.precision == "fp16" else None
 
@@ -122,7 +125,8 @@ class Trainer:
             terms = self.graph.replay()
         else:
             reference = self.config.backend == "reference"
-            with arithmetic(self.device, self.config.precision), plainly(reference):
+            branches = branched(self.branches)
+            with arithmetic(self.device, self.config.precision), plainly(reference), branches:
                 # Handed over at each call: a graph that kept its trainer would be kept by it.
                 terms = self.graph.step(self._step) if self.graph else self._step()
         self.step_count += 1
@@ -161,7 +165,10 @@ class Trainer:
         total = loss.sum() if loss.dim() else loss
         if self._one is None:  # made once: each step would start a kernel for it
             self._one = torch.ones((), device=total.device)
-        total.backward(self._one, inputs=inputs)
+        # What is owed goes to every leaf, not to those of some inputs alone.
+        whole = self.branches if inputs is None else None
+        with whole.owing() if whole else contextlib.nullcontext():
+            total.backward(self._one, inputs=inputs)
 
     def _update(self) -> None:
         if self.scale:

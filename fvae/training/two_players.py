@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fvae import ops
+from fvae.models.branches import Branches, beside, in_line
 from fvae.models.layers import linear_backward, linear_forward
 from fvae.models.vae import LEAKY_SLOPE, Discriminator
 from fvae.ops.autograd import savable, transformed
@@ -26,15 +27,17 @@ from fvae.ops.autograd import savable, transformed
 
 class _SharedBackward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, z_perm, dtype, backend, *parameters):
-        weights = [w.to(dtype) for w in parameters[0::2]]
-        biases = [b.to(dtype) for b in parameters[1::2]]
-        activations = [torch.cat((z, z_perm), dim=-2).to(dtype)]
-        for w, b in zip(weights[:-1], biases[:-1], strict=True):
-            activations.append(linear_forward(activations[-1], w, b, LEAKY_SLOPE))
-        logits = linear_forward(activations[-1], weights[-1], biases[-1], 1.0)
-        run = ops.implementation("logit_ratio", backend)
-        tc, disc_loss, accuracy, slope_z, slope_perm = run(*logits.chunk(2, dim=-2))
+    def forward(ctx, z, z_perm, dtype, backend, branches, *parameters):
+        ctx.branches, ctx.leaves = branches, parameters if branches else ()
+        with beside(branches):
+            weights = [w.to(dtype) for w in parameters[0::2]]
+            biases = [b.to(dtype) for b in parameters[1::2]]
+            activations = [torch.cat((z, z_perm), dim=-2).to(dtype)]
+            for w, b in zip(weights[:-1], biases[:-1], strict=True):
+                activations.append(linear_forward(activations[-1], w, b, LEAKY_SLOPE))
+            logits = linear_forward(activations[-1], weights[-1], biases[-1], 1.0)
+            run = ops.implementation("logit_ratio", backend)
+            tc, disc_loss, accuracy, slope_z, slope_perm = run(*logits.chunk(2, dim=-2))
         ctx.save_for_backward(
             slope_z, slope_perm, z, savable(z_perm), *activations, *weights, *parameters
         )
@@ -49,35 +52,56 @@ class _SharedBackward(torch.autograd.Function):
         if torch.is_grad_enabled():
             run = _layers(ctx.dtype)
             again = _again(run, z, z_perm, saved[2 * count :], ctx.backend, grad_tc, grad_loss)
-            return again[0], None, None, None, *again[1:]
-        activations, weights = saved[:count], saved[count : 2 * count]
-        rows, dtype = slope_z.shape[-1], ctx.dtype
-        slope = torch.cat((slope_z, slope_perm), dim=-1) * grad_loss.unsqueeze(-1)
-        share = (grad_tc / rows)[..., None, None]
-        unit: Tensor | None = None
-        if dtype == torch.float16:
-            # Deltas of one sink below half precision some layers down. These are as large as those
-            # of the two usual passes, so that a loss scale lifts them, and lowers what overflows.
-            unit = share.abs() + (grad_loss.abs() / (2 * rows))[..., None, None]
-            unit = torch.where(unit > 0, unit, 1.0)
-            slope, share = slope / unit.squeeze(-1), share / unit
-            unit = unit.expand(*slope.shape, 1)
-        # The last layer's delta of s = l0 - l1 is +1 for logit 0 and -1 for logit 1.
-        delta = torch.arange(1, -3, -2, dtype=dtype, device=z.device)
-        delta = delta.expand(*slope.shape, 2) if unit is None else delta * unit.to(dtype)
-        grads: list[Tensor] = []
-        for i in reversed(range(count)):
-            # delta makes the one player's gradient and slope * delta the other's, at once.
-            output, act = (activations[i + 1], LEAKY_SLOPE) if i < count - 1 else (delta, 1.0)
-            delta, *of_weights = linear_backward(
-                delta, output, activations[i], weights[i], act, saved[2 * count].dtype,
-                i > 0 or ctx.needs_input_grad[0], slope,
-            )  # fmt: skip
-            grads += reversed(of_weights)
-        grad_z = None
-        if ctx.needs_input_grad[0]:
-            grad_z = delta[..., :rows, :].to(z.dtype) * share.to(z.dtype)
-        return grad_z, None, None, None, *reversed(grads)
+            return again[0], None, None, None, None, *again[1:]
+        branches = ctx.branches
+        owed = branches and branches.owes(*ctx.leaves)
+        kept = (slope_z, slope_perm, z, *saved)
+        with beside(branches):
+            apart = branches.apart if owed else in_line
+            grad_z, grads = _gradients(ctx, kept, grad_tc, grad_loss, apart)
+        if branches:
+            branches.meet()
+        if owed:
+            branches.owe(ctx.leaves, grads)
+            grads = [None] * len(grads)
+        return grad_z, None, None, None, None, *grads
+
+
+def _gradients(
+    ctx: Any, kept: tuple[Tensor, ...], grad_tc: Tensor, grad_loss: Tensor,
+    apart: Callable[..., Any],
+) -> tuple[Tensor | None, list[Any]]:  # fmt: skip
+    """The gradients of z and of the parameters by one chain of deltas."""
+    slope_z, slope_perm, z, *saved = kept
+    count = len(saved) // 4
+    activations, weights = saved[:count], saved[count : 2 * count]
+    rows, dtype = slope_z.shape[-1], ctx.dtype
+    slope = torch.cat((slope_z, slope_perm), dim=-1) * grad_loss.unsqueeze(-1)
+    share = (grad_tc / rows)[..., None, None]
+    unit: Tensor | None = None
+    if dtype == torch.float16:
+        # Deltas of one sink below half precision some layers down. These are as large as those
+        # of the two usual passes, so that a loss scale lifts them, and lowers what overflows.
+        unit = share.abs() + (grad_loss.abs() / (2 * rows))[..., None, None]
+        unit = torch.where(unit > 0, unit, 1.0)
+        slope, share = slope / unit.squeeze(-1), share / unit
+        unit = unit.expand(*slope.shape, 1)
+    # The last layer's delta of s = l0 - l1 is +1 for logit 0 and -1 for logit 1.
+    delta = torch.arange(1, -3, -2, dtype=dtype, device=z.device)
+    delta = delta.expand(*slope.shape, 2) if unit is None else delta * unit.to(dtype)
+    grads: list[Tensor] = []
+    for i in reversed(range(count)):
+        # delta makes the one player's gradient and slope * delta the other's, at once.
+        output, act = (activations[i + 1], LEAKY_SLOPE) if i < count - 1 else (delta, 1.0)
+        delta, *of_weights = linear_backward(
+            delta, output, activations[i], weights[i], act, saved[2 * count].dtype,
+            i > 0 or ctx.needs_input_grad[0], slope, apart,
+        )  # fmt: skip
+        grads += reversed(of_weights)
+    grad_z = None
+    if ctx.needs_input_grad[0]:
+        grad_z = delta[..., :rows, :].to(z.dtype) * share.to(z.dtype)
+    return grad_z, grads[::-1]
 
 
 #: From weights, such as a module's parameters, and codes to logits.
@@ -158,8 +182,9 @@ def _two_logits(logits: Tensor, z: Tensor) -> Tensor:
 
 
 def two_players(
-    discriminator: nn.Module, z: Tensor, z_perm: Tensor, backend: str | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    discriminator: nn.Module, z: Tensor, z_perm: Tensor, backend: str | None = None,
+    branches: Branches | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """tc, disc_loss and accuracy, where tc reaches z alone and disc_loss the weights alone.
 
     Args:
@@ -173,6 +198,8 @@ def two_players(
             discriminator is M of them, of :func:`fvae.models.stacked.stack`.
         z_perm: permuted codes, of z's shape; receives no gradient.
         backend: backend of :func:`fvae.ops.logit_ratio`.
+        branches: of a step that has made z_perm beside itself; the result is then to go through
+            :func:`fvae.models.branches.joined`.
 
     Returns:
         tc and disc_loss (nats) and accuracy (0 to 1), each a float32 scalar or ``[M]``.
@@ -205,10 +232,12 @@ def two_players(
             dtype = torch.get_autocast_dtype(z.device.type)
         parameters: list[Tensor] = list(ours.parameters())
         if not transformed():
-            return _SharedBackward.apply(z, z_perm, dtype, backend, *parameters)
+            return _SharedBackward.apply(z, z_perm, dtype, backend, branches, *parameters)
         run = frozen = _layers(dtype)
     else:
         run, frozen, parameters = _module(discriminator)
+    if branches:
+        branches.meet()
     if z.dtype != z_perm.dtype:
         widest = torch.promote_types(z.dtype, z_perm.dtype)
         z, z_perm = z.to(widest), z_perm.to(widest)
