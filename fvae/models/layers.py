@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 from fvae import ops
+from fvae.models import ends
 from fvae.models.branches import current, in_line
 from fvae.models.convolution import Convolution, ConvTranspose2d, conv_transpose2d
 from fvae.ops.autograd import savable, transformed
@@ -84,7 +85,9 @@ def _has_onednn() -> bool:
 
 def _onednn(layer: nn.Conv2d, x: Tensor) -> bool:
     """Whether a layer that nobody trains is oneDNN's: in bfloat16, where that is faster."""
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if x.device.type != "cpu" or torch.is_grad_enabled():
+        return False
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return False
     if not (x.dtype == layer.weight.dtype == torch.bfloat16) or x.numel() == 0 or _plain():
         return False
@@ -298,10 +301,23 @@ def _layer(
 ) -> Tensor:
     dtype = _dtype(x, weight)
     if dtype is None:
-        return _of_pytorch(x, weight, bias, form, slope)
+        y = _end(x, weight, bias, form, slope)
+        return y if y is not None else _of_pytorch(x, weight, bias, form, slope)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias)):
         return _Layer.apply(x, weight, bias, form, slope, dtype)
     return _forward(x.to(dtype), weight.to(dtype), bias.to(dtype), form, slope)
+
+
+def _end(
+    x: Tensor, weight: Tensor, bias: Tensor, form: Convolution | None, slope: float,
+    relu: bool = False,
+) -> Tensor | None:  # fmt: skip
+    """A layer of few channels on a CPU, of ReLU(x) if so asked; None for others."""
+    if form is None or x.device.type != "cpu" or _plain():
+        return None
+    if form.output_padding is None:
+        return ends.first(x, weight, bias, form) if slope == 0 else None
+    return ends.last(x, weight, bias, form, relu) if slope == 1 else None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, slope: float = 1.0) -> Tensor:
@@ -361,18 +377,28 @@ def with_slopes(layers: nn.Sequential) -> Iterator[tuple[nn.Module, float]]:
         yield layer, 1.0 if slope is None else slope
 
 
+def _is_usual(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a layer is one of those that have a fused form, for such an input."""
+    one: Any = layer
+    if type(layer) not in _LAYERS or one.bias is None or _has_hooks(layer):
+        return False
+    if type(layer) is nn.Linear:
+        return x.dim() == 2
+    usual = one.padding_mode == "zeros" and one.dilation == (1, 1)
+    return x.dim() == 4 and usual and not isinstance(one.padding, str)
+
+
 def layer_of(layer: nn.Module, x: Tensor, slope: float = 1.0) -> Tensor:
     """Return act(layer(x))."""
     one: Any = layer
-    if type(layer) in _LAYERS and one.bias is not None and not _has_hooks(layer):
-        form, fits = None, x.dim() == 2
-        if type(layer) is not nn.Linear:
-            fits = x.dim() == 4 and one.padding_mode == "zeros" and one.dilation == (1, 1)
-            fits = fits and not isinstance(one.padding, str)
-            form = Convolution.of(layer, one.groups)
-        if fits and _dtype(x, one.weight) is not None:
+    if _is_usual(layer, x):
+        form = None if type(layer) is nn.Linear else Convolution.of(layer, one.groups)
+        if _dtype(x, one.weight) is not None:
             return _layer(x, one.weight, one.bias, form, slope)
-        if fits and type(layer) is nn.Conv2d and _onednn(layer, x):
+        y = _end(x, one.weight, one.bias, form, slope)
+        if y is not None:
+            return y
+        if type(layer) is nn.Conv2d and _onednn(layer, x):
             name, scalars = ("none", []) if slope == 1 else ("leaky_relu", [slope or _TINY])
             rest = (list(one.padding), list(one.stride), [1, 1], one.groups, name, scalars, "")
             return _ONEDNN._convolution_pointwise(x, one.weight, one.bias, *rest)
@@ -382,13 +408,34 @@ def layer_of(layer: nn.Module, x: Tensor, slope: float = 1.0) -> Tensor:
 
 def run(layers: nn.Sequential, x: Tensor) -> Tensor:
     """Return ``layers(x)``, in fewer calls."""
-    if not _fused(x) and (torch.is_grad_enabled() or _plain()):
+    if _plain() or _is_watched(layers):
         return layers(x)
-    if _is_watched(layers):
-        return layers(x)
+    if not _fused(x) and torch.is_grad_enabled():
+        return _with_ends(layers, x)
     for layer, slope in with_slopes(layers):
         x = layer_of(layer, x, slope)
     return x
+
+
+def _with_ends(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """The layers as they are, but for a first and a last one that are faster with their ReLU."""
+    each: list[Any] = list(layers)
+    kinds, y = [type(layer) for layer in each], None
+    if kinds[:2] == [nn.Conv2d, nn.ReLU] and _is_usual(each[0], x):
+        one = each[0]
+        y = _end(x, one.weight, one.bias, Convolution.of(one, one.groups), 0.0)
+    if y is not None:
+        x, each = y, each[2:]
+    if kinds[-2:] != [nn.ReLU, ConvTranspose2d]:
+        return nn.Sequential(*each)(x)
+    *before, relu, one = each
+    for layer in before:
+        x = layer(x)
+    if _is_usual(one, x):
+        y = _end(x, one.weight, one.bias, Convolution.of(one, one.groups), 1.0, relu=True)
+        if y is not None:
+            return y
+    return one(relu(x))
 
 
 def _is_watched(layers: nn.Sequential) -> bool:

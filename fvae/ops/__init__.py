@@ -16,6 +16,7 @@ from fvae.ops import fakes as fakes  # registers them
 from fvae.ops.adam import fused_adam
 from fvae.ops.alias import alias_table
 from fvae.ops.both import reparameterize_both
+from fvae.ops.ends import conv_from_bits, conv_to_pixels, packed_bits
 from fvae.ops.index import RowIndex
 from fvae.ops.layers import (
     activation_backward,
@@ -56,6 +57,8 @@ __all__ = [
     "bias_activation",
     "boosted_trees",
     "build_extension",
+    "conv_from_bits",
+    "conv_to_pixels",
     "few_products",
     "fused_adam",
     "gather_batch",
@@ -66,6 +69,7 @@ __all__ = [
     "logit_ratio",
     "metric_votes",
     "pair_features",
+    "packed_bits",
     "pairwise_tc",
     "permute_dims",
     "reparameterize",

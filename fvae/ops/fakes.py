@@ -105,6 +105,37 @@ def _(grad, y, x, weight, slope, dtype, need_x, factor=None):
     return grad_x if need_x else x.new_empty(0), grad_weight, bias
 
 
+@torch.library.register_fake("fvae::packed_bits", lib=LIBRARY)
+def _(x):
+    return x.new_empty(x.numel() // 8, dtype=torch.uint8), x.new_empty((), dtype=torch.bool)
+
+
+@torch.library.register_fake("fvae::conv_from_bits", lib=LIBRARY)
+def _(bits, side, weight, bias):
+    images = bits.numel() * 8 // side**2
+    return weight.new_empty((images, side // 2, side // 2, weight.shape[0]))
+
+
+@torch.library.register_fake("fvae::conv_from_bits_backward", lib=LIBRARY)
+def _(grad, y, bits):
+    channels = y.shape[-1]
+    sums = y.new_empty((channels, 1, 4, 4), dtype=torch.float32)
+    return sums, sums.new_empty(channels)
+
+
+@torch.library.register_fake("fvae::conv_to_pixels", lib=LIBRARY)
+def _(x, weight, bias, relu):
+    images, height, width, _ = x.shape
+    return x.new_empty((images, 2 * height, 2 * width, weight.shape[1]))
+
+
+@torch.library.register_fake("fvae::conv_to_pixels_backward", lib=LIBRARY)
+def _(grad, x, weight, relu, need_x):
+    grad_x = x.new_empty(x.shape if need_x else 0)
+    sums = x.new_empty(weight.shape, dtype=torch.float32)
+    return grad_x, sums, sums.new_empty(weight.shape[1])
+
+
 @torch.library.register_fake("fvae::fused_adam", lib=LIBRARY)
 def _(steps, settings, params, grads, exp_avg, exp_avg_sq, copies, groups, eps, found_inf=None):
     return None

@@ -43,6 +43,12 @@ SCHEMAS = {
     "bias_activation": "(Tensor(a!) y, Tensor? bias, float slope) -> ()",
     "linear_backward": "(Tensor grad, Tensor y, Tensor x, Tensor weight, float slope,"
     " ScalarType dtype, bool need_x, Tensor? factor=None) -> (Tensor, Tensor, Tensor)",
+    "packed_bits": "(Tensor x) -> (Tensor, Tensor)",
+    "conv_from_bits": "(Tensor bits, int side, Tensor weight, Tensor bias) -> Tensor",
+    "conv_from_bits_backward": "(Tensor grad, Tensor y, Tensor bits) -> (Tensor, Tensor)",
+    "conv_to_pixels": "(Tensor x, Tensor weight, Tensor bias, bool relu) -> Tensor",
+    "conv_to_pixels_backward": "(Tensor grad, Tensor x, Tensor weight, bool relu, bool need_x)"
+    " -> (Tensor, Tensor, Tensor)",
     # Its counts stand first: where there is no other tensor, they say the device.
     "fused_adam": "(Tensor(a!) steps, Tensor settings, Tensor(b!)[] params, Tensor[] grads,"
     " Tensor(c!)[] exp_avg, Tensor(d!)[] exp_avg_sq, Tensor(e!)[] copies, int[] groups, float eps,"
@@ -71,6 +77,8 @@ OPS = (
     "activation_backward",
     "bias_activation",
     "linear_backward",
+    "conv_from_bits",
+    "conv_to_pixels",
     "fused_adam",
     "metric_votes",
     "pair_features",
@@ -81,9 +89,14 @@ OPS = (
 METRICS = OPS[-4:]
 #: Those of them that its CUDA part does not have.
 CPU_ONLY = ("boosted_trees",)
+#: Ops of a layer of few channels on one side, which PyTorch has slower on a CPU alone.
+CPU_LAYERS = (
+    "packed_bits", "conv_from_bits", "conv_from_bits_backward", "conv_to_pixels",
+    "conv_to_pixels_backward",
+)  # fmt: skip
 #: Device type -> registered ops that the extension has for it.
 EXTENSION = {
-    "cpu": (*METRICS, "pairwise_tc", "pairwise_tc_backward", "fused_adam"),
+    "cpu": (*METRICS, *CPU_LAYERS, "pairwise_tc", "pairwise_tc_backward", "fused_adam"),
     "cuda": tuple(name for name in METRICS if name not in CPU_ONLY),
 }
 
@@ -110,7 +123,8 @@ BACKENDS: dict[str, dict[str, Callable]] = {
     "reference": {name: getattr(reference, name) for name in SCHEMAS}
 }
 if importlib.util.find_spec("triton"):
-    BACKENDS["triton"] = {name: _triton(name) for name in SCHEMAS if name not in METRICS}
+    _TRITON = [name for name in SCHEMAS if name not in (*METRICS, *CPU_LAYERS)]
+    BACKENDS["triton"] = {name: _triton(name) for name in _TRITON}
 
 _DEVICE_OF = {"triton": "cuda", "cuda": "cuda", "cpp": "cpu"}
 
