@@ -85,6 +85,39 @@ class Players:
         return [*self.params, *self.copies]
 
 
+class Layer:
+    """A linear layer's weights with moments and bf16 copies, and what makes their gradients.
+
+    Args:
+        rows: its input, output and the gradient of this, ``[rows, units]``.
+        weight: ``[units, units]``.
+    """
+
+    def __init__(self, rows: Tensor, weight: Tensor) -> None:
+        low = [rows.to(torch.bfloat16)]
+        self.gradients = ops.LinearGradients(low, low, low, [0.2])
+        self.params = [weight.clone(), weight[0].clone()]
+        self.exp_avg = [torch.zeros_like(p) for p in self.params]
+        self.exp_avg_sq = [torch.zeros_like(p) for p in self.params]
+        self.copies = [p.to(torch.bfloat16) for p in self.params]
+        self.steps = torch.zeros(2, device=weight.device)
+        self.settings = torch.tensor(SETTINGS, device=weight.device)
+
+    @property
+    def bytes(self) -> int:
+        """What one update must read and write."""
+        state = (2 * 4 * 3 + 2) * sum(p.numel() for p in self.params)
+        return state + 2 * self.gradients.xs[0].numel()
+
+    def update(self, backend: str | None = None) -> list[Tensor]:
+        """Return weights and copies after one more update."""
+        ops.linear_adam(
+            self.gradients, self.params, self.exp_avg, self.exp_avg_sq, self.steps, self.settings,
+            1, self.copies, backend=backend,
+        )  # fmt: skip
+        return [*self.params, *self.copies]
+
+
 def main() -> None:
     """Check, time, print."""
     from bench.registry import why_not_compared

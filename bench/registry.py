@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from bench.adam import Players
+from bench.adam import Layer, Players
 from fvae import Philox, ops
 from fvae.ops.registry import CPU_ONLY
 
@@ -160,6 +160,7 @@ def _layer_cases(normal: Callable, units: int) -> list[Case]:
     """What is left of the layers of an encoder and a discriminator, and their backward passes."""
     images = normal(64, 32, 32, 32).contiguous(memory_format=torch.channels_last)
     rows, weight, bias = normal(128, units), normal(units, units), normal(32)
+    layer = {name: Layer(rows, weight) for name in (None, *ops.BACKENDS)}
     return [
         Case(
             "activation_backward", "64 x 32 x 32 x 32",
@@ -176,6 +177,11 @@ def _layer_cases(normal: Callable, units: int) -> list[Case]:
             lambda backend: ops.linear_backward(rows, rows, rows, weight, 0.2, backend=backend),
             4 * (4 * rows.numel() + 2 * weight.numel()),
             2 * 2 * len(rows) * weight.numel(),
+        ),
+        Case(
+            "linear_adam", f"128 rows, {units} x {units}, bf16",
+            lambda backend: layer[backend].update(backend),
+            layer[None].bytes,
         ),
     ]  # fmt: skip
 

@@ -11,6 +11,7 @@ from fvae.kernels import (
     fused_adam,
     gather_batch,
     gaussian_nll,
+    linear_adam,
     linear_backward,
     logit_ratio,
     pairwise_tc,
@@ -35,5 +36,6 @@ IMPLEMENTATIONS = {
     "activation_backward": activation_backward.activation_backward,
     "bias_activation": bias_activation.bias_activation,
     "linear_backward": linear_backward.linear_backward,
+    "linear_adam": linear_adam.linear_adam,
     "fused_adam": fused_adam.fused_adam,
 }

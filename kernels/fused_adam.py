@@ -12,34 +12,58 @@ from fvae.kernels import tiles
 from fvae.kernels.counters import current_stream
 from fvae.kernels.launch import jit, launch, only_planned
 
-_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 # A tensor's line of the table: addresses of p, g, m, v and of the copy, elements, first program and
 # number. Its line of the scales: each beta and what it leaves of 1, step, root, whether to go.
-_LINE = tl.constexpr(8)
+LINE = tl.constexpr(8)
 # Added to twice each word of the table on its way to the device: all are then of 64 bits and odd,
 # and Triton compiles once.
-_WIDE = tl.constexpr((1 << 60) + 1)
+OFFSET = tl.constexpr((1 << 60) + 1)
 # Where nothing lies, and nothing is read.
-_NOWHERE = 1 << 40
+NOWHERE = 1 << 40
+
+
+@triton.jit
+def fill(table_ptr, words, COUNT: tl.constexpr):
+    """Write the first words of a table: some integers, each twice and larger by OFFSET."""
+    for i in tl.static_range(COUNT):
+        tl.store(table_ptr + i, (words[i] - OFFSET) >> 1)
 
 
 @jit()
 def adam_table_kernel(
     table_ptr,  # int64 [words]
     first,  # which of them these are
-    words,  # some integers, each twice and larger by _WIDE
+    words,  # some integers, each twice and larger by OFFSET
     COUNT: tl.constexpr,  # how many
 ):
     """The table, from arguments: a CUDA graph keeps these, and no memory of the host."""
-    for i in tl.static_range(COUNT):
-        tl.store(table_ptr + first + i, (words[i] - _WIDE) >> 1)
+    fill(table_ptr + first, words, COUNT)
 
 
 @triton.jit
 def _correction(beta, t):
     """1 - beta^t, float64: little is left of a beta near 1."""
     return 1.0 - tl.exp(t.to(tl.float64) * tl.log(beta.to(tl.float64)))
+
+
+@triton.jit
+def store_scales(count_ptr, rates_ptr, out_ptr, go, inside):
+    """Count an update where go is 1, and find what the elements of its tensor share."""
+    lr = tl.load(rates_ptr)
+    beta1, beta2 = tl.load(rates_ptr + 1), tl.load(rates_ptr + 2)
+    before = tl.load(count_ptr, mask=inside, other=0.0)
+    step = lr.to(tl.float64) / _correction(beta1, before + 1.0)
+    root = 1.0 / tl.sqrt(_correction(beta2, before + 1.0))
+    tl.store(out_ptr, beta1, mask=inside)
+    tl.store(out_ptr + 1, (1.0 - beta1.to(tl.float64)).to(tl.float32), mask=inside)
+    tl.store(out_ptr + 2, beta2, mask=inside)
+    tl.store(out_ptr + 3, (1.0 - beta2.to(tl.float64)).to(tl.float32), mask=inside)
+    tl.store(out_ptr + 4, step.to(tl.float32), mask=inside)
+    tl.store(out_ptr + 5, root.to(tl.float32), mask=inside)
+    tl.store(out_ptr + 6, go, mask=inside)
+    tl.store(count_ptr, before + go, mask=inside)
 
 
 @jit()
@@ -59,26 +83,14 @@ def adam_scales_kernel(
     go = tl.full([TENSORS], 1.0, tl.float32)
     if found_inf_ptr is not None:
         go = tl.where(tl.load(found_inf_ptr) == 1.0, 0.0, go)
-    group = settings_ptr + 3 * tl.load(groups_ptr + i, mask=inside, other=0)
-    lr = tl.load(group)
-    beta1, beta2 = tl.load(group + 1), tl.load(group + 2)
+    rates_ptr = settings_ptr + 3 * tl.load(groups_ptr + i, mask=inside, other=0)
     count_ptr = steps_ptr + i.to(tl.int64) * stride
-    before = tl.load(count_ptr, mask=inside, other=0.0)
-    step = lr.to(tl.float64) / _correction(beta1, before + 1.0)
-    root = 1.0 / tl.sqrt(_correction(beta2, before + 1.0))
-    out = scales_ptr + i * _LINE
-    tl.store(out, beta1, mask=inside)
-    tl.store(out + 1, (1.0 - beta1.to(tl.float64)).to(tl.float32), mask=inside)
-    tl.store(out + 2, beta2, mask=inside)
-    tl.store(out + 3, (1.0 - beta2.to(tl.float64)).to(tl.float32), mask=inside)
-    tl.store(out + 4, step.to(tl.float32), mask=inside)
-    tl.store(out + 5, root.to(tl.float32), mask=inside)
-    tl.store(out + 6, go, mask=inside)
-    tl.store(count_ptr, before + go, mask=inside)
+    store_scales(count_ptr, rates_ptr, scales_ptr + i * LINE, go, inside)
 
 
 @triton.jit
-def _pointer(line_ptr, column, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+def pointer(line_ptr, column, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """What a line of a table points to, at whole vectors if ALIGNED."""
     found = tl.load(line_ptr + column).to(tl.pointer_type(TYPE))
     if ALIGNED:
         found = tl.multiple_of(found, 16)
@@ -97,8 +109,8 @@ def _rounded(x, TYPE: tl.constexpr):
 
 
 @triton.jit
-def _update(p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, inside, scale_ptr, eps, COPY: tl.constexpr):
-    g = tl.load(g_ptr, mask=inside).to(tl.float32)
+def update(p_ptr, g, m_ptr, v_ptr, copy_ptr, inside, scale_ptr, eps, COPY: tl.constexpr):
+    """Adam of weights whose gradient is g, float32."""
     p, m, v = tl.load(p_ptr, mask=inside), tl.load(m_ptr, mask=inside), tl.load(v_ptr, mask=inside)
     m = tl.load(scale_ptr) * m + tl.load(scale_ptr + 1) * g
     v = tl.load(scale_ptr + 2) * v + tl.load(scale_ptr + 3) * g * g
@@ -108,6 +120,12 @@ def _update(p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, inside, scale_ptr, eps, COPY: 
     tl.store(p_ptr, p, mask=inside)
     if COPY is not None:
         tl.store(copy_ptr, _rounded(p, COPY), mask=inside)
+
+
+@triton.jit
+def _update(p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, inside, scale_ptr, eps, COPY: tl.constexpr):
+    g = tl.load(g_ptr, mask=inside).to(tl.float32)
+    update(p_ptr, g, m_ptr, v_ptr, copy_ptr, inside, scale_ptr, eps, COPY)
 
 
 @jit()
@@ -125,21 +143,21 @@ def adam_kernel(
     """One pass over memory: p, g, m and v are read, p, m, v and the copy written."""
     program = tl.program_id(0).to(tl.int64)
     all_lines = tl.arange(0, LINES)
-    first = tl.load(table_ptr + all_lines * _LINE + 6, mask=all_lines < lines, other=_WIDE)
+    first = tl.load(table_ptr + all_lines * LINE + 6, mask=all_lines < lines, other=OFFSET)
     line = tl.sum((first <= program).to(tl.int32), axis=0) - 1
-    line_ptr = table_ptr + line * _LINE
-    scale_ptr = scales_ptr + tl.load(line_ptr + 7) * _LINE
+    line_ptr = table_ptr + line * LINE
+    scale_ptr = scales_ptr + tl.load(line_ptr + 7) * LINE
     begin = (program - tl.load(line_ptr + 6)) * TILE
     # None at all where the update is left out.
     count = tl.load(line_ptr + 5) * tl.load(scale_ptr + 6).to(tl.int64)
     i = begin + tl.arange(0, TILE)
-    p_ptr = _pointer(line_ptr, 0, tl.float32, ALIGNED) + i
-    g_ptr = _pointer(line_ptr, 1, GRAD, ALIGNED) + i
-    m_ptr = _pointer(line_ptr, 2, tl.float32, ALIGNED) + i
-    v_ptr = _pointer(line_ptr, 3, tl.float32, ALIGNED) + i
+    p_ptr = pointer(line_ptr, 0, tl.float32, ALIGNED) + i
+    g_ptr = pointer(line_ptr, 1, GRAD, ALIGNED) + i
+    m_ptr = pointer(line_ptr, 2, tl.float32, ALIGNED) + i
+    v_ptr = pointer(line_ptr, 3, tl.float32, ALIGNED) + i
     copy_ptr = None
     if COPY is not None:
-        copy_ptr = _pointer(line_ptr, 4, COPY, ALIGNED) + i
+        copy_ptr = pointer(line_ptr, 4, COPY, ALIGNED) + i
     if not ALIGNED:
         _update(p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, i < count, scale_ptr, eps, COPY)
     elif begin + TILE <= count:  # a mask would forbid whole vectors
@@ -175,8 +193,9 @@ def _side_by_side(tensors: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def _address(x: Tensor) -> int:
-    return x.data_ptr() or _NOWHERE
+def address(x: Tensor) -> int:
+    """Where a tensor begins, for a table; somewhere if it is empty."""
+    return x.data_ptr() or NOWHERE
 
 
 @functools.lru_cache(maxsize=64)
@@ -185,13 +204,17 @@ def _kept_table(device: torch.device, stream: int, words: tuple[int, ...]) -> Te
     return _new_table(device, words)
 
 
+def as_arguments(words: Sequence[int], count: int) -> tuple[int, ...]:
+    """Words for :func:`fill`, and zeros after them, ``count`` in all."""
+    return tuple(2 * word + OFFSET.value for word in [*words, *[0] * (count - len(words))])
+
+
 def _new_table(device: torch.device, words: tuple[int, ...]) -> Tensor:
     count = tiles.ADAM_WORDS
-    wide = [2 * word + _WIDE.value for word in words]
-    wide += [_WIDE.value] * (-len(wide) % count)
+    wide = as_arguments(words, triton.cdiv(len(words), count) * count)
     table = torch.empty(len(wide), dtype=torch.int64, device=device)
     for first in range(0, len(wide), count):
-        some = tuple(wide[first : first + count])
+        some = wide[first : first + count]
         launch(adam_table_kernel, (1,), (table, first, some), COUNT=count, num_warps=1)
     return table
 
@@ -227,19 +250,19 @@ def fused_adam(
     kinds: dict[tuple, list[int]] = {}
     for t, tensors in enumerate(taken):
         if tensors[0].numel():
-            aligned = all(_address(x) % 16 == 0 for x in tensors)
+            aligned = all(address(x) % 16 == 0 for x in tensors)
             kinds.setdefault((*(x.dtype for x in tensors[1::3]), aligned), []).append(t)
     words, programs = list(groups), {}
     for kind, members in kinds.items():
         first = 0
         for t in members:
-            addresses = [_address(x) for x in taken[t]] + [_NOWHERE] * (5 - len(taken[t]))
+            addresses = [address(x) for x in taken[t]] + [NOWHERE] * (5 - len(taken[t]))
             count = taken[t][0].numel()
             words += [*addresses, count, first, t]
             first += triton.cdiv(count, tiles.ADAM_TILE)
         programs[kind] = first
     table = _table(steps.device, tuple(words))
-    scales = torch.empty(len(params), _LINE.value, device=steps.device)
+    scales = torch.empty(len(params), LINE.value, device=steps.device)
     launch(
         adam_scales_kernel,
         (triton.cdiv(len(params), tiles.ADAM_TENSORS),),
@@ -253,14 +276,14 @@ def fused_adam(
             adam_kernel,
             (programs[kind],),
             (table[at:], scales, len(members), eps),
-            GRAD=_TYPES[kind[0]],
-            COPY=_TYPES[kind[1]] if copies else None,
+            GRAD=TYPES[kind[0]],
+            COPY=TYPES[kind[1]] if copies else None,
             ALIGNED=kind[-1],
             LINES=max(tiles.ADAM_LINES, triton.next_power_of_2(len(members))),
             TILE=tiles.ADAM_TILE,
             num_warps=tiles.WARPS,
         )
-        at += len(members) * _LINE.value
+        at += len(members) * LINE.value
     for before, after in zip(given, taken, strict=True):
         for i, (x, y) in enumerate(zip(before, after, strict=True)):
             if x is not y and i != 1:

@@ -1,4 +1,4 @@
-"""linear_backward: all three gradients of a linear layer with its activation in one launch."""
+"""linear_backward: the gradients of a linear layer with its activation in one launch."""
 
 import torch
 import triton
@@ -28,6 +28,31 @@ def _dot(a, b, total, type_ptr, PRECISION: tl.constexpr, WIDE: tl.constexpr):
     return tl.dot(a, b, total, input_precision=PRECISION)
 
 
+@triton.jit
+def weight_gradient(
+    grad_ptr, y_ptr, x_ptr, factor_ptr, slope, n, k, rows, outputs, inputs,
+    g_b, g_n, y_b, y_n, x_b, x_k, f_b,
+    ACT: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """(factor delta)^T x at outputs n and inputs k; factor delta at n, whose sum is the bias's."""
+    step = tl.arange(0, STEP).to(tl.int64)
+    total = tl.zeros([n.shape[0], k.shape[1]], tl.float32)
+    bias = tl.zeros([n.shape[0], STEP], tl.float32)
+    at = 0  # `while`: as in counters.py
+    while at < rows:
+        r = at + step[None, :]
+        delta = _delta(grad_ptr, y_ptr, slope, r, n, rows, outputs, g_b, g_n, y_b, y_n, ACT)
+        if factor_ptr is not None:
+            delta *= tl.load(factor_ptr + r * f_b, mask=r < rows, other=0.0)
+        bias += delta
+        r = at + step[:, None]
+        inside = (r < rows) & (k < inputs)
+        x = tl.load(x_ptr + r * x_b + k * x_k, mask=inside, other=0.0).to(tl.float32)
+        total = _dot(delta, x, total, x_ptr, PRECISION, WIDE)
+        at += STEP
+    return total, bias
+
+
 @jit()
 def linear_backward_kernel(
     grad_ptr,  # [M, B, N]
@@ -36,8 +61,8 @@ def linear_backward_kernel(
     weight_ptr,  # [M, N, K]
     factor_ptr,  # [M, B], or None
     grad_x_ptr,  # [M, B, K] contiguous, or None
-    grad_weight_ptr,  # [M, N, K] contiguous
-    grad_bias_ptr,  # [M, N] contiguous
+    grad_weight_ptr,  # [M, N, K] contiguous, or None
+    grad_bias_ptr,  # [M, N] contiguous, or None
     slope,
     rows,  # B
     outputs,  # N
@@ -62,12 +87,12 @@ def linear_backward_kernel(
     x_ptr += m * x_m
     weight_ptr += m * w_m
     one, step = tl.arange(0, TILE).to(tl.int64), tl.arange(0, STEP).to(tl.int64)
-    total = tl.zeros([TILE, TILE], tl.float32)
-    at = 0  # `while`: as in counters.py
     if program < of_x:
         if grad_x_ptr is not None:
             r = (program // columns).to(tl.int64) * TILE + one[:, None]
             k = (program % columns).to(tl.int64) * TILE + one[None, :]
+            total = tl.zeros([TILE, TILE], tl.float32)
+            at = 0  # `while`: as in counters.py
             while at < outputs:
                 n = at + step[None, :]
                 delta = _delta(
@@ -81,24 +106,15 @@ def linear_backward_kernel(
             to_x_ptr = grad_x_ptr + (m * rows + r) * inputs + k
             inside = (r < rows) & (k < inputs)
             tl.store(to_x_ptr, total.to(grad_x_ptr.dtype.element_ty), mask=inside)
-    else:
+    elif grad_weight_ptr is not None:
         tile = program - of_x
         n = (tile // columns).to(tl.int64) * TILE + one[:, None]
         k = (tile % columns).to(tl.int64) * TILE + one[None, :]
-        bias = tl.zeros([TILE, STEP], tl.float32)
-        while at < rows:
-            r = at + step[None, :]
-            delta = _delta(
-                grad_ptr, y_ptr, slope, r, n, rows, outputs, g_b, g_n, y_b, y_n, ACT
-            )  # fmt: skip
-            if factor_ptr is not None:
-                delta *= tl.load(factor_ptr + m * f_m + r * f_b, mask=r < rows, other=0.0)
-            bias += delta
-            r = at + step[:, None]
-            inside = (r < rows) & (k < inputs)
-            x = tl.load(x_ptr + r * x_b + k * x_k, mask=inside, other=0.0).to(tl.float32)
-            total = _dot(delta, x, total, x_ptr, PRECISION, WIDE)
-            at += STEP
+        of_m_ptr = None if factor_ptr is None else factor_ptr + m * f_m
+        total, bias = weight_gradient(
+            grad_ptr, y_ptr, x_ptr, of_m_ptr, slope, n, k, rows, outputs, inputs,
+            g_b, g_n, y_b, y_n, x_b, x_k, f_b, ACT, STEP, PRECISION, WIDE,
+        )  # fmt: skip
         out_ptr = grad_weight_ptr + (m * outputs + n) * inputs + k
         inside = (n < outputs) & (k < inputs)
         tl.store(out_ptr, total.to(grad_weight_ptr.dtype.element_ty), mask=inside)
@@ -109,7 +125,7 @@ def linear_backward_kernel(
             tl.store(units_ptr, sums.to(grad_bias_ptr.dtype.element_ty), mask=unit < outputs)
 
 
-def _precision(x: Tensor) -> str:
+def precision(x: Tensor) -> str:
     """How float32 numbers are multiplied: as PyTorch multiplies them."""
     if x.dtype != torch.float32 or only_planned():
         return "ieee"
@@ -118,25 +134,26 @@ def _precision(x: Tensor) -> str:
 
 def linear_backward(
     grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, slope: float, dtype: torch.dtype,
-    need_x: bool, factor: Tensor | None = None,
+    need_x: bool, factor: Tensor | None = None, need_weight: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Triton backend of ``fvae::linear_backward``."""
     models, rows, inputs = (1,) * (3 - x.dim()) + x.shape
     outputs = weight.shape[-2]
 
-    def empty(like: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=like.device)
+    def empty(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=x.device)
 
-    grad_x = empty(x, x.shape, x.dtype) if need_x else None
-    grad_weight = empty(weight, weight.shape, dtype)
-    grad_bias = empty(weight, weight.shape[:-1], dtype)
+    grad_x = empty(x.shape, x.dtype) if need_x else None
+    grad_weight = empty(weight.shape, dtype) if need_weight else None
+    grad_bias = empty(weight.shape[:-1], dtype) if need_weight else None
     tile = tiles.LINEAR_TILE
     columns = triton.cdiv(inputs, tile)
     of_x = triton.cdiv(rows, tile) * columns if need_x else 0
+    of_weight = triton.cdiv(outputs, tile) * columns if need_weight else 0
     factor_strides = (0, 0) if factor is None else (0,) * (2 - factor.dim()) + factor.stride()
     launch(
         linear_backward_kernel,
-        (of_x + triton.cdiv(outputs, tile) * columns, models),
+        (of_x + of_weight, models),
         (
             grad, y, x, weight, factor, grad_x, grad_weight, grad_bias, float(slope), rows,
             outputs, inputs, of_x, *strides_3d(grad), *strides_3d(y), *strides_3d(x),
@@ -145,9 +162,15 @@ def linear_backward(
         ACT=slope != 1,
         TILE=tile,
         STEP=tiles.LINEAR_STEP,
-        PRECISION=_precision(x),
+        PRECISION=precision(x),
         # The interpreter multiplies bfloat16 wrongly.
         WIDE=interpreted() or x.dtype == torch.float32,
         num_warps=tiles.WARPS,
     )  # fmt: skip
-    return x.new_empty(0) if grad_x is None else grad_x, grad_weight, grad_bias
+    found = [grad_x, grad_weight, grad_bias]
+    types = [x.dtype, dtype, dtype]
+    a, b, c = (
+        x.new_empty(0, dtype=kind) if grad is None else grad
+        for grad, kind in zip(found, types, strict=True)
+    )
+    return a, b, c

@@ -162,6 +162,7 @@ def _layer_variants(dtype: torch.dtype) -> Iterator[Variant]:
     yield _variant("linear_backward", "", dtype, y, y, x, weight, 0.0, f, True)
     yield _variant("linear_backward", "factor", dtype, y, y, x, weight, 0.2, f, True, factor)
     yield _variant("linear_backward", "sum", dtype, y, y, x, weight, 1.0, f, False)
+    yield _variant("linear_backward", "x alone", dtype, y, y, x, weight, 0.2, f, True, None, False)
 
 
 def _adam_variants(dtype: torch.dtype) -> Iterator[Variant]:
@@ -173,10 +174,26 @@ def _adam_variants(dtype: torch.dtype) -> Iterator[Variant]:
         params = [p] * 38
         args = (zeros(38), zeros(2, 3), params, grads, params, params, copies, [0] * 38, 1e-8)
         yield _variant("fused_adam", name, dtype, *args, which=-1)
+    yield from _linear_adam_variants(dtype)
     if dtype == torch.float32:
         yield _variant("fused_adam", "table", torch.int64, *args, which=0)
         yield _variant("fused_adam", "scales", dtype, *args, which=-2)
         yield _variant("fused_adam", "scales found_inf", dtype, *args, zeros(()), which=-2)
+
+
+def _linear_adam_variants(dtype: torch.dtype) -> Iterator[Variant]:
+    """Yield linear_adam's kernels for 7 layers of 1000 units, with copies of the layers' type."""
+    zeros = functools.partial(torch.zeros, device="meta")
+    x, factor = [zeros(128, 1000, dtype=dtype)] * 7, zeros(128)
+    state = [zeros(1000, 1000), zeros(1000)] * 7
+    copies = [] if dtype == torch.float32 else [p.to(dtype) for p in state]
+    apart = zeros(1_000_001)[1:].view(1000, 1000)
+    for name, p in (("", state[0]), ("unaligned", apart)):
+        params = [p, state[1]] * 7
+        args = (zeros(14), zeros(2, 3), x, x, x, [0.2] * 7, params, state, state, copies, 1, 1e-8)
+        yield _variant("linear_adam", name, dtype, *args, factor, which=-1)
+    if dtype == torch.float32:
+        yield _variant("linear_adam", "scales", dtype, *args, factor, which=0)
 
 
 @functools.cache

@@ -39,6 +39,9 @@ ACTIVATION_TILE, ACTIVATION_CHANNELS, ACTIVATION_PROGRAMS = 2048, 64, 256
 #: linear_backward: rows and columns of a tile of a gradient, and products of an element in one go.
 LINEAR_TILE, LINEAR_STEP = 32, 32
 
+#: linear_adam: layers of one launch.
+LINEAR_LAYERS = 8
+
 #: fused_adam: elements a program; tensors whose scales a program makes; words of the table that one
 #: launch writes; and lines that a program looks at, or more where there are more.
 ADAM_TILE, ADAM_TENSORS, ADAM_WORDS, ADAM_LINES = 1024, 64, 256, 64

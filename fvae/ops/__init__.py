@@ -13,7 +13,7 @@ total correlation estimate is ``mean(l0 - l1)``. The estimate can be negative.
 """
 
 from fvae.ops import fakes as fakes  # registers them
-from fvae.ops.adam import fused_adam
+from fvae.ops.adam import LinearGradients, fused_adam, linear_adam
 from fvae.ops.alias import alias_table
 from fvae.ops.both import reparameterize_both
 from fvae.ops.ends import conv_from_bits, conv_to_pixels, packed_bits
@@ -49,6 +49,7 @@ __all__ = [
     "CUDA_EXTENSION_ERROR",
     "EXTENSION_ERROR",
     "OPS",
+    "LinearGradients",
     "RowIndex",
     "activation_backward",
     "alias_table",
@@ -65,6 +66,7 @@ __all__ = [
     "gaussian_nll",
     "grouped_variance",
     "implementation",
+    "linear_adam",
     "linear_backward",
     "logit_ratio",
     "metric_votes",

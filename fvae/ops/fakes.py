@@ -98,11 +98,20 @@ def _(y, bias, slope):
 
 
 @torch.library.register_fake("fvae::linear_backward", lib=LIBRARY)
-def _(grad, y, x, weight, slope, dtype, need_x, factor=None):
-    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-    grad_weight = torch.empty_like(weight, dtype=dtype, memory_format=torch.contiguous_format)
-    bias = weight.new_empty(weight.shape[:-1], dtype=dtype)
-    return grad_x if need_x else x.new_empty(0), grad_weight, bias
+def _(grad, y, x, weight, slope, dtype, need_x, factor=None, need_weight=True):
+    return (
+        x.new_empty(x.shape if need_x else 0),
+        weight.new_empty(weight.shape if need_weight else 0, dtype=dtype),
+        weight.new_empty(weight.shape[:-1] if need_weight else 0, dtype=dtype),
+    )
+
+
+@torch.library.register_fake("fvae::linear_adam", lib=LIBRARY)
+def _(
+    steps, settings, grads, ys, xs, slopes, params, exp_avg, exp_avg_sq, copies, group, eps,
+    factor=None,
+):  # fmt: skip
+    return None
 
 
 @torch.library.register_fake("fvae::packed_bits", lib=LIBRARY)

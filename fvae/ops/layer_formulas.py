@@ -44,13 +44,16 @@ def _activation_gradient(grad: Tensor, y: Tensor, slope: float) -> Tensor:
 
 def linear_backward(
     grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, slope: float, dtype: torch.dtype,
-    need_x: bool, factor: Tensor | None = None,
+    need_x: bool, factor: Tensor | None = None, need_weight: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, weight and bias of y = act(x weight^T + bias), the latter two by factor.
 
-    Without ``need_x`` an empty tensor is in the place of the first.
+    Without ``need_x`` an empty tensor is in the place of the first, without ``need_weight`` in
+    those of the others.
     """
     delta = _activation_gradient(wide(grad), y, slope)
     scaled = delta if factor is None else delta * factor.unsqueeze(-1)
     grad_x = (delta @ wide(weight)).to(x.dtype) if need_x else x.new_empty(0)
+    if not need_weight:
+        return grad_x, weight.new_empty(0, dtype=dtype), weight.new_empty(0, dtype=dtype)
     return grad_x, (scaled.mT @ wide(x)).to(dtype), scaled.sum(-2).to(dtype)

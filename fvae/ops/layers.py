@@ -106,6 +106,7 @@ def linear_backward(
     dtype: torch.dtype = torch.float32,
     need_x: bool = True,
     factor: Tensor | None = None,
+    need_weight: bool = True,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias of ``y = act(x weight^T + bias)``, in one kernel on a GPU.
@@ -122,14 +123,15 @@ def linear_backward(
         dtype: of the gradients of weight and bias.
         need_x: whether to make grad_x.
         factor: of each row, ``[rows]`` or ``[M, rows]``, float32; None is 1.
+        need_weight: whether to make grad_weight and grad_bias.
         backend: None picks; otherwise a name in :data:`BACKENDS`.
 
     Returns:
-        grad_x, of x's shape and dtype or empty; grad_weight; grad_bias.
+        grad_x, of x's shape and dtype; grad_weight; grad_bias; each empty where it is not needed.
 
     Raises:
         TypeError: x is not floating point, or dtype is not.
-        ValueError: a shape does not fit, or the backend does not exist.
+        ValueError: a shape does not fit, nothing is needed, or the backend does not exist.
     """
     check_float("x", x, (2, 3), "[rows, in] or [M, rows, in]")
     _check_matrix("weight", weight, (*x.shape[:-2], *weight.shape[-2:-1], x.shape[-1]),
@@ -140,5 +142,7 @@ def linear_backward(
     _check_dtype(dtype)
     if factor is not None:
         _check_matrix("factor", factor, x.shape[:-1], "one for each row of x")
+    if not (need_x or need_weight):
+        raise ValueError("need_weight: got False, as need_x, expected one of them True")
     run = implementation("linear_backward", backend)
-    return run(grad, y, x, weight, slope, dtype, need_x, factor)
+    return run(grad, y, x, weight, slope, dtype, need_x, factor, need_weight)

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fvae import philox
+from fvae.ops.adam_formulas import fused_adam as fused_adam
+from fvae.ops.adam_formulas import linear_adam as linear_adam
 from fvae.ops.alias import aliased
 from fvae.ops.both_formulas import reparameterize_both as reparameterize_both
 from fvae.ops.both_formulas import (
@@ -232,34 +234,6 @@ def pixel_nll_gradient(op: str, out: Tensor, target: Tensor) -> Tensor:
     y = wide(out)
     x = _pixels(target, y)
     return ((torch.sigmoid(y) if op == "bernoulli_nll" else y) - x) * (1 / out.shape[-4])
-
-
-def fused_adam(
-    steps: Tensor,
-    settings: Tensor,
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avg: Sequence[Tensor],
-    exp_avg_sq: Sequence[Tensor],
-    copies: Sequence[Tensor],
-    groups: Sequence[int],
-    eps: float,
-    found_inf: Tensor | None = None,
-) -> None:
-    """p -= lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps); copies follow p."""
-    skip = None if found_inf is None else found_inf == 1
-    for i, (p, m, v) in enumerate(zip(params, exp_avg, exp_avg_sq, strict=True)):
-        lr, beta1, beta2 = settings[groups[i]].double()
-        t, g = steps[i].double() + 1, grads[i].float()
-        mean = beta1.float() * m + (1 - beta1).float() * g
-        square = beta2.float() * v + (1 - beta2).float() * g * g
-        step, root = (lr / (1 - beta1**t)).float(), (1 / (1 - beta2**t).sqrt()).float()
-        new = [mean, square, p - step * mean / (square.sqrt() * root + eps)]
-        for old, value in zip((m, v, p), new, strict=True):
-            old.copy_(value if skip is None else torch.where(skip, old, value))
-        if copies:
-            copies[i].copy_(p if skip is None else torch.where(skip, copies[i], p.to(copies[i])))
-    steps.add_(1.0 if skip is None else 1.0 - skip.float())
 
 
 def metric_votes(

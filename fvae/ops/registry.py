@@ -42,13 +42,17 @@ SCHEMAS = {
     " Tensor? factor=None) -> (Tensor, Tensor, Tensor)",
     "bias_activation": "(Tensor(a!) y, Tensor? bias, float slope) -> ()",
     "linear_backward": "(Tensor grad, Tensor y, Tensor x, Tensor weight, float slope,"
-    " ScalarType dtype, bool need_x, Tensor? factor=None) -> (Tensor, Tensor, Tensor)",
+    " ScalarType dtype, bool need_x, Tensor? factor=None, bool need_weight=True)"
+    " -> (Tensor, Tensor, Tensor)",
     "packed_bits": "(Tensor x) -> (Tensor, Tensor)",
     "conv_from_bits": "(Tensor bits, int side, Tensor weight, Tensor bias) -> Tensor",
     "conv_from_bits_backward": "(Tensor grad, Tensor y, Tensor bits) -> (Tensor, Tensor)",
     "conv_to_pixels": "(Tensor x, Tensor weight, Tensor bias, bool relu) -> Tensor",
     "conv_to_pixels_backward": "(Tensor grad, Tensor x, Tensor weight, bool relu, bool need_x)"
     " -> (Tensor, Tensor, Tensor)",
+    "linear_adam": "(Tensor(a!) steps, Tensor settings, Tensor[] grads, Tensor[] ys, Tensor[] xs,"
+    " float[] slopes, Tensor(b!)[] params, Tensor(c!)[] exp_avg, Tensor(d!)[] exp_avg_sq,"
+    " Tensor(e!)[] copies, int group, float eps, Tensor? factor=None) -> ()",
     # Its counts stand first: where there is no other tensor, they say the device.
     "fused_adam": "(Tensor(a!) steps, Tensor settings, Tensor(b!)[] params, Tensor[] grads,"
     " Tensor(c!)[] exp_avg, Tensor(d!)[] exp_avg_sq, Tensor(e!)[] copies, int[] groups, float eps,"
@@ -79,6 +83,7 @@ OPS = (
     "linear_backward",
     "conv_from_bits",
     "conv_to_pixels",
+    "linear_adam",
     "fused_adam",
     "metric_votes",
     "pair_features",

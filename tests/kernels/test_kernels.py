@@ -17,7 +17,7 @@ from shared import DEVICE, SHAPES, assert_close, packed, triton_and_reference
 from torch.library import opcheck
 
 from fvae import Philox, ops, philox
-from fvae.kernels import fused_adam, report
+from fvae.kernels import fused_adam, report, tiles
 from fvae.kernels.launch import planned
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -178,11 +178,71 @@ def test_linear_backward(shape, dtype, slope):
     x, weight = _normal((*models, rows, inputs), dtype), _normal((*models, outputs, inputs), dtype)
     signs = torch.arange(1, 1 - 2 * outputs, -2, device=DEVICE).to(dtype).expand(grad.shape)
     for factor in (None, _normal((*models, rows), torch.float32)):
-        for upstream, need_x in ((grad, True), (signs, True), (grad, False)):
-            args = (upstream, y, x, weight, slope, torch.float32, need_x, factor)
+        for upstream, *needs in ((grad, 1, 1), (signs, 1, 1), (grad, 0, 1), (signs, 1, 0)):
+            need_x, need_weight = map(bool, needs)
+            args = (upstream, y, x, weight, slope, torch.float32, need_x, factor, need_weight)
             for got, expected in zip(*triton_and_reference("linear_backward", *args), strict=True):
                 scale = expected.abs().max().clamp_min(1) if expected.numel() else 1
                 assert_close(got / scale, expected / scale, dtype)
+
+
+def _linear_adam(rows, widths, dtype, copies, counts=(), factor=True):
+    """Arguments of linear_adam, of layers from width to width; the last has strides of 0."""
+    *models, b = rows
+    xs = [_normal((*rows, n), dtype) for n in widths]
+    grads, ys = [_normal(x.shape, dtype) for x in xs[1:]], xs[1:]
+    signs = torch.arange(1, 1 - 2 * widths[-1], -2, device=DEVICE).to(dtype)
+    grads[-1] = signs.expand(ys[-1].shape)
+    pairs = zip(widths[:-1], widths[1:], strict=True)
+    shapes = [shape for k, n in pairs for shape in ((*models, n, k), (*models, n))]
+    params = [_normal(shape, torch.float32) for shape in shapes]
+    moments = [[torch.rand_like(p) for p in params] for _ in range(2)]
+    copies = [torch.zeros_like(p, dtype=copies) for p in params] if copies else []
+    steps = torch.randint(0, 9, (len(params), *counts), device=DEVICE).float()
+    settings = torch.tensor([[1e-2, 0.9, 0.999], [1e-3, 0.5, 0.9]], device=DEVICE)
+    slopes = [0.2, 0.0, *[0.3] * len(widths)][: len(grads) - 1] + [1.0]
+    scale = torch.rand(rows, device=DEVICE) if factor else None
+    layers = (grads, ys, xs[:-1], slopes)
+    return [steps, settings, *layers, params, *moments, copies, 1, 1e-8, scale]
+
+
+ROWS = [((1,), (1, 1), ()), ((40,), (3, 36, 70, 2), ()), ((3, 7), (5, 6, 2), ())]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "widths", "counts"), [*ROWS, ((3, 7), (5, 2), (3,))])
+def test_linear_adam(rows, widths, counts, dtype):
+    for factor, copies in ((True, torch.bfloat16), (False, torch.float16), (True, None)):
+        mine = _linear_adam(rows, widths, dtype, copies, counts, factor)
+        theirs = copy.deepcopy(mine)
+        for _ in range(2):
+            ops.BACKENDS["triton"]["linear_adam"](*mine)
+            ops.BACKENDS["reference"]["linear_adam"](*theirs)
+        assert torch.equal(mine[0], theirs[0])
+        for i in (6, 7, 8):
+            assert_close(mine[i], theirs[i], dtype)
+        for p, rounded in zip(mine[6], mine[9], strict=False):
+            assert torch.equal(rounded, p.to(copies))
+
+
+def test_linear_adam_wherever_weights_and_inputs_lie(monkeypatch):
+    monkeypatch.setattr(tiles, "LINEAR_LAYERS", 2)  # so that there are several launches
+    mine = _linear_adam((9,), (4, 8, 36, 2), torch.float32, torch.bfloat16)
+
+    def moved(x):
+        return torch.cat((x.flatten()[:1], x.flatten()))[1:].view(x.shape)
+
+    def turned(x):
+        return x.mT.contiguous().mT if x.dim() > 1 else x
+
+    for change in (moved, turned):
+        theirs = copy.deepcopy(mine)
+        for i in (2, 3, 4, 6, 7, 8, 9):
+            mine[i] = [change(x) for x in mine[i]]
+        ops.BACKENDS["triton"]["linear_adam"](*mine)
+        ops.BACKENDS["reference"]["linear_adam"](*theirs)
+        for i in (6, 7, 8, 9):
+            assert_close(mine[i], theirs[i], torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -448,6 +508,8 @@ def test_opcheck_on_the_gpu():
     args = (mu, mu, mu, mu.t() @ mu, 0.2, torch.float32, True, mu[:, 0])
     opcheck(torch.ops.fvae.linear_backward.default, args)
     opcheck(torch.ops.fvae.fused_adam.default, _adam(torch.bfloat16, torch.bfloat16))
+    args = _linear_adam((7,), (3, 5), torch.bfloat16, torch.bfloat16)
+    opcheck(torch.ops.fvae.linear_adam.default, tuple(args))
     images = _normal((3, 1, 8, 8), torch.float32)
     opcheck(torch.ops.fvae.bernoulli_nll.default, (images, images > 0))
     opcheck(torch.ops.fvae.gaussian_nll.default, (images, images > 0))

@@ -40,6 +40,9 @@ def test_equals_autograd(shape, dtype, slope):
         assert nothing.numel() == 0
         for a, b in zip(rest, got[1:], strict=True):
             assert torch.equal(a, b)
+    grad_x, *nothing = ops.linear_backward(*args, total, need_weight=False)
+    assert torch.equal(grad_x, ops.linear_backward(*args, total)[0])
+    assert [t.numel() for t in nothing] == [0, 0]
 
 
 def test_a_factor_weighs_the_rows_for_the_weights_alone():
@@ -60,6 +63,7 @@ def test_opcheck():
         op = torch.ops.fvae.linear_backward.default
         opcheck(op, (*args, torch.float32, True, factor))
         opcheck(op, (*args, torch.bfloat16, False))
+        opcheck(op, (*args, torch.bfloat16, True, None, False))
 
 
 def test_bad_input():
@@ -74,4 +78,5 @@ def test_bad_input():
     refuse(ValueError, "grad: got [6, 5], expected [7, 5]", grad[:6], y, x, weight, slope)
     refuse(ValueError, "y: got [7, 4], expected [7, 5]", grad, y[:, :4], x, weight, slope)
     refuse(ValueError, "factor: got [5], expected [7]", *args, torch.float32, True, torch.ones(5))
+    refuse(ValueError, "need_weight: got False", *args, torch.float32, False, None, False)
     refuse(TypeError, "dtype: got torch.int64", *args, torch.int64)
