@@ -124,6 +124,11 @@ def _fused_convolution(x, weight, bias, stride, padding, dilation, groups):
     )
 
 
+def _noted(ctx: Any, value: bool) -> None:
+    """Stand in for ``ctx.set_materialize_grads``, whose setting cannot be read."""
+    ctx.materialize_grads = ctx.makes_zeros = value
+
+
 def pretend(guard: str) -> None:
     """Let this process, for the rest of its life, take fake CUDA tensors for real ones."""
     global _LIBRARY
@@ -133,6 +138,7 @@ def pretend(guard: str) -> None:
         _LIBRARY.impl("cudnn_convolution_relu", _fused_convolution, "Meta")
     nn.Module.to = module_to
     Tensor.backward = backward
+    torch.autograd.function.FunctionCtx.set_materialize_grads = _noted
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda *args, **kwargs: True
 
@@ -198,12 +204,13 @@ def _call(node: Any, grads: dict[Any, dict[int, Tensor]]) -> list[Tensor | None]
     if not given:
         return [None] * sum(wanted)
     if hasattr(node, "variable"):
-        node.variable.grad = given[0].detach()
+        if given:
+            node.variable.grad = given[0].detach()
         return []
     each = [given.get(i) for i in range(len(node._input_metadata))]
     if isinstance(node, torch.autograd.function.BackwardCFunction):
         for i, like in enumerate(node._input_metadata):
-            if each[i] is None:
+            if each[i] is None and getattr(node, "makes_zeros", True):
                 each[i] = torch.zeros(like.shape, dtype=like.dtype, device="cuda")
         found, wanted = node.apply(*each), node.needs_input_grad
     else:

@@ -176,6 +176,16 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def is_one_kernel(x: Tensor, weight: Tensor) -> bool:
+    """Whether the backward pass of a linear layer is to be one kernel of ours."""
+    return _fused(x) and ops.few_products(x, weight)
+
+
+def gradient_of_x(grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, slope: float) -> Tensor:
+    """That of :func:`linear_backward` alone, where :func:`is_one_kernel`."""
+    return _FVAE.linear_backward(grad, y, x, weight, slope, x.dtype, True, None, False)[0]
+
+
 def linear_backward(
     grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, slope: float, dtype: torch.dtype,
     need_x: bool = True, factor: Tensor | None = None, apart: Callable[..., Any] = in_line,
@@ -189,7 +199,7 @@ def linear_backward(
         delta = grad if slope == 1 else _ATEN.leaky_relu_backward(grad, y, slope, True)
         scaled = delta if factor is None else factor.to(delta.dtype).unsqueeze(-1) * delta
         grad_bias = scaled.sum(-2, dtype=dtype)
-    elif ops.few_products(x, weight):
+    elif is_one_kernel(x, weight):
         return _FVAE.linear_backward(grad, y, x, weight, slope, dtype, need_x, factor)
     else:
         first = apart if slope == 1 else in_line  # without an activation, the bias's alone

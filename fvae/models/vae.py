@@ -1,6 +1,6 @@
 """Encoder, decoder and discriminator of Kim & Mnih 2018, for square images of any size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ from fvae.config import IMAGE_SIZE, TrainConfig
 from fvae.device import as_imported
 from fvae.models.convolution import ConvTranspose2d
 from fvae.models.layers import layer_of, run
+from fvae.ops.adam import LinearGradients
 from fvae.ops.reference import kl_to_prior
 from fvae.ops.training import pixel_nll
 
@@ -173,11 +174,19 @@ class Discriminator(nn.Module):
         units: units of each hidden layer, leaky ReLU of slope 0.2.
         hidden_layers: number of hidden layers.
 
+    Attributes:
+        take: what is given the gradients of the weights, unmade, in place of autograd, where
+            :func:`fvae.training.two_players.two_players` can leave them so; None, as at first:
+            nobody, and autograd has them.
+
     Source: Kim & Mnih 2018, appendix A.
     """
 
+    take: Callable[[LinearGradients], None] | None
+
     def __init__(self, latent_dim: int = 10, units: int = 1000, hidden_layers: int = 6) -> None:
         super().__init__()
+        self.take = None
         widths = [latent_dim] + [units] * hidden_layers + [2]
         self.layers = nn.ModuleList(
             nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)

@@ -1,7 +1,10 @@
-"""Adam of a training step: every tensor of both players in one call of :func:`ops.fused_adam`.
+"""Adam of a training step: the tensors of both players in one call of :func:`ops.fused_adam`.
 
 Networks that multiply in bfloat16 are copies of the weights: their gradients are read as they
 come, and the update itself writes them anew, so that no step casts a weight or a gradient.
+
+Gradients of linear layers may also come unmade (:meth:`Adam.take`): :func:`ops.linear_adam` then
+makes them tile by tile where it updates the weights, and they never go to memory.
 """
 
 from collections.abc import Sequence
@@ -51,6 +54,7 @@ class Adam:
             for i, parameter in enumerate(self.params)
         }
         self.found_inf: Tensor | None = None
+        self._taken: dict[int, ops.LinearGradients] = {}
         self._gather()
 
     def _gather(self) -> None:
@@ -60,8 +64,23 @@ class Adam:
         self._exp_avg_sq = [s["exp_avg_sq"] for s in states]
         self._copies = [leaf.detach() for leaf in self.leaves] if self._copied else []
 
+    def take(self, group: int, gradients: ops.LinearGradients) -> None:
+        """Have a group's gradients, unmade; its parameters are each layer's weight and bias.
+
+        The next step uses them. Leaves of the group then have no ``grad``.
+
+        Raises:
+            RuntimeError: it has those of another backward pass; what was to be their sum is lost.
+        """
+        if group in self._taken:
+            raise RuntimeError(f"group {group}: two backward passes before a step, expected one")
+        self._taken[group] = gradients
+
     def step(self) -> None:
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient, made or unmade."""
+        for group, gradients in self._taken.items():
+            self._linear_step(group, gradients)
+        self._taken.clear()
         having = groupby(range(len(self.leaves)), lambda i: self.leaves[i].grad is not None)
         for has, run in having:
             if has:
@@ -80,6 +99,22 @@ class Adam:
             self._copies[of],
             eps=EPSILON,
             found_inf=self.found_inf,
+            backend=self.backend,
+        )
+
+    def _linear_step(self, group: int, gradients: ops.LinearGradients) -> None:
+        first = self._groups.index(group)
+        of = slice(first, first + self._groups.count(group))
+        ops.linear_adam(
+            gradients,
+            self.params[of],
+            self._exp_avg[of],
+            self._exp_avg_sq[of],
+            self._steps[of],
+            self._settings,
+            group,
+            self._copies[of],
+            eps=EPSILON,
             backend=self.backend,
         )
 
@@ -114,6 +149,7 @@ class Adam:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients; ``set_to_none=False`` keeps their memory."""
+        self._taken.clear()
         for leaf in self.leaves:
             if set_to_none:
                 leaf.grad = None

@@ -64,6 +64,17 @@ class Trainer:
         self.branches = Branches() if self.graph and config.branches else None
         self.weight_at = objectives.weight_at(*objectives.weight_of(config))
         self.scale = LossScale(self.device) if config.precision == "fp16" else None
+        if gpu:
+            self._leave_gradients_unmade()
+
+    def _leave_gradients_unmade(self) -> None:
+        """Let the optimizer make the discriminator's gradients, where it updates the weights.
+
+        On a GPU, which waits for memory there. Not where somebody else reads gradients: a loss
+        scale, which looks for what is not finite, and processes, which average them.
+        """
+        if self.discriminator and not self.scale and self.world.size == 1:
+            self.networks[1].take = functools.partial(self.optimizer.take, 1)
 
     def _table(self) -> Tensor | None:
         """What images are drawn by; None draws all alike."""

@@ -9,6 +9,9 @@ number a row. So one chain of deltas with unit upstream gradient serves both pla
 
 tc sends its gradient to z alone and disc_loss to the weights alone: adding both to one loss and
 calling backward once trains both players, with no retained graph and no leak between them.
+
+Nor need the weights' gradients be made by then: an optimizer that takes c, delta and a in their
+place (``Discriminator.take``) makes a tile of one at a time, where it updates the weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,14 +23,19 @@ from torch import Tensor, nn
 
 from fvae import ops
 from fvae.models.branches import Branches, beside, in_line
-from fvae.models.layers import linear_backward, linear_forward
+from fvae.models.layers import (
+    gradient_of_x,
+    is_one_kernel,
+    linear_backward,
+    linear_forward,
+)
 from fvae.models.vae import LEAKY_SLOPE, Discriminator
 from fvae.ops.autograd import savable, transformed
 
 
 class _SharedBackward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, z_perm, dtype, backend, branches, *parameters):
+    def forward(ctx, z, z_perm, dtype, backend, branches, take, *parameters):
         ctx.branches, ctx.leaves = branches, parameters if branches else ()
         with beside(branches):
             weights = [w.to(dtype) for w in parameters[0::2]]
@@ -42,19 +50,27 @@ class _SharedBackward(torch.autograd.Function):
             slope_z, slope_perm, z, savable(z_perm), *activations, *weights, *parameters
         )
         ctx.dtype, ctx.backend = dtype, backend
+        each = zip(activations, weights, strict=True)
+        ctx.take = take if take and all(is_one_kernel(*layer) for layer in each) else None
         ctx.mark_non_differentiable(accuracy)
+        ctx.set_materialize_grads(False)  # accuracy's would be zeros, and a launch
         return tc, disc_loss, accuracy
 
     @staticmethod
     def backward(ctx, grad_tc, grad_loss, _):
         slope_z, slope_perm, z, z_perm, *saved = ctx.saved_tensors
         count = len(saved) // 4
+        if grad_tc is None or grad_loss is None:  # one player alone
+            grad_tc, grad_loss = (
+                torch.zeros_like(slope_z[..., 0]) if grad is None else grad
+                for grad in (grad_tc, grad_loss)
+            )
         if torch.is_grad_enabled():
             run = _layers(ctx.dtype)
             again = _again(run, z, z_perm, saved[2 * count :], ctx.backend, grad_tc, grad_loss)
-            return again[0], None, None, None, None, *again[1:]
+            return again[0], None, None, None, None, None, *again[1:]
         branches = ctx.branches
-        owed = branches and branches.owes(*ctx.leaves)
+        owed = branches and ctx.take is None and branches.owes(*ctx.leaves)
         kept = (slope_z, slope_perm, z, *saved)
         with beside(branches):
             apart = branches.apart if owed else in_line
@@ -64,7 +80,7 @@ class _SharedBackward(torch.autograd.Function):
         if owed:
             branches.owe(ctx.leaves, grads)
             grads = [None] * len(grads)
-        return grad_z, None, None, None, None, *grads
+        return grad_z, None, None, None, None, None, *grads
 
 
 def _gradients(
@@ -89,18 +105,27 @@ def _gradients(
     # The last layer's delta of s = l0 - l1 is +1 for logit 0 and -1 for logit 1.
     delta = torch.arange(1, -3, -2, dtype=dtype, device=z.device)
     delta = delta.expand(*slope.shape, 2) if unit is None else delta * unit.to(dtype)
-    grads: list[Tensor] = []
+    outputs, slopes = [*activations[1:], delta], [LEAKY_SLOPE] * (count - 1) + [1.0]
+    deltas: list[Tensor] = []
+    grads: list[Tensor | None] = []
     for i in reversed(range(count)):
         # delta makes the one player's gradient and slope * delta the other's, at once.
-        output, act = (activations[i + 1], LEAKY_SLOPE) if i < count - 1 else (delta, 1.0)
-        delta, *of_weights = linear_backward(
-            delta, output, activations[i], weights[i], act, saved[2 * count].dtype,
-            i > 0 or ctx.needs_input_grad[0], slope, apart,
-        )  # fmt: skip
-        grads += reversed(of_weights)
+        need_x = i > 0 or ctx.needs_input_grad[0]
+        deltas.insert(0, delta)
+        if ctx.take is None:
+            delta, *of_weights = linear_backward(
+                delta, outputs[i], activations[i], weights[i], slopes[i],
+                saved[2 * count].dtype, need_x, slope, apart,
+            )  # fmt: skip
+            grads += reversed(of_weights)
+        elif need_x:
+            delta = gradient_of_x(delta, outputs[i], activations[i], weights[i], slopes[i])
+    if ctx.take is not None:
+        ctx.take(ops.LinearGradients(deltas, outputs, activations, slopes, slope))
+        grads = [None] * (2 * count)
     grad_z = None
     if ctx.needs_input_grad[0]:
-        grad_z = delta[..., :rows, :].to(z.dtype) * share.to(z.dtype)
+        grad_z = (delta[..., :rows, :] * share).to(z.dtype)
     return grad_z, grads[::-1]
 
 
@@ -232,7 +257,8 @@ def two_players(
             dtype = torch.get_autocast_dtype(z.device.type)
         parameters: list[Tensor] = list(ours.parameters())
         if not transformed():
-            return _SharedBackward.apply(z, z_perm, dtype, backend, branches, *parameters)
+            take = ours.take
+            return _SharedBackward.apply(z, z_perm, dtype, backend, branches, take, *parameters)
         run = frozen = _layers(dtype)
     else:
         run, frozen, parameters = _module(discriminator)
