@@ -1,8 +1,9 @@
-"""``python -m bench.launches``: how many kernels a training step starts on a GPU, without one.
+"""``python -m bench.launches``: what a training step starts and moves on a GPU, without one.
 
 Does a step of the default FactorVAE and VAE on fake CUDA tensors, which have shape, dtype and
-device and no numbers, and counts what would be started: a line of JSON, on standard error the
-operations. ``bench.step`` prints the counts, too; bench/README.md has them.
+device and no numbers, and counts the kernels that would be started, and the megabytes that they
+would read and write: a line of JSON, on standard error the operations. ``bench.step`` prints the
+line, too; bench/README.md has the numbers.
 
 An operation of PyTorch counts one launch, and
 
@@ -13,17 +14,24 @@ An operation of PyTorch counts one launch, and
 
 Launches that an operation makes inside, such as a layout's change before a convolution, are not
 seen.
+
+The bytes of an operation are those of its inputs and outputs, each tensor once, and once more if it
+is changed in place; memory that is there twice, as in a tensor and a view of it, once. Convolutions
+that count several launches read and write for each. What a cache keeps from one launch for the
+next is not taken off, and of the data set all is read, which here is 64 images.
 """
 
 import contextlib
 import ctypes
 import json
+import math
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fvae.config import TrainConfig
 from fvae.data import Store
@@ -52,11 +60,12 @@ _FREE = {
 
 
 class Launches(TorchDispatchMode):
-    """Count what starts kernels; ``counts`` has a number for each operation."""
+    """Count what starts kernels: ``counts`` and ``bytes`` have a number for each operation."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
 
     @property
     def total(self) -> int:
@@ -66,8 +75,14 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         """Count one operation and do it."""
         name = function.overloadpacket.__name__
-        self.counts[name] += _launches(function, name, args, kwargs or {})
-        return function(*args, **(kwargs or {}))
+        launches = _launches(function, name, args, kwargs or {})
+        changed = _changed(function, args, kwargs or {})
+        out = function(*args, **(kwargs or {}))
+        self.counts[name] += launches
+        if launches:
+            each = _passes(name, args, out) or [[*tree_leaves((args, kwargs, out)), *changed]]
+            self.bytes[name] += sum(map(_memory, each))
+        return out
 
 
 def _launches(function: Any, name: str, args: tuple, kwargs: dict) -> int:
@@ -80,6 +95,56 @@ def _launches(function: Any, name: str, args: tuple, kwargs: dict) -> int:
     if name == "convolution_backward":
         return sum(args[-1])
     return 1
+
+
+def _passes(name: str, args: tuple, out: Any) -> list[list]:
+    """Inputs and outputs of each launch of an operation; none where it is as good as one."""
+    if name == "convolution" and args[2] is not None:
+        return [[*args[:2], out], [args[2], out], [out]]
+    if name == "convolution_backward":
+        grad, x, weight = args[:3]
+        each = zip(([grad, weight], [grad, x], [grad]), out, args[-1], strict=True)
+        return [[*read, made] for read, made, wanted in each if wanted]
+    return []
+
+
+def _changed(function: Any, args: tuple, kwargs: dict) -> list:
+    """What an operation changes in place."""
+    given = zip(function._schema.arguments, args, strict=False)
+    named = [(a, kwargs[a.name]) for a in function._schema.arguments if a.name in kwargs]
+    each = [(a, x) for a, x in [*given, *named] if a.alias_info and a.alias_info.is_write]
+    # Adam's copies of the weights are written, and not read.
+    changed = tree_leaves([x for a, x in each if a.name != "copies"])
+    return [_Again(x) for x in changed if isinstance(x, Tensor)]
+
+
+@dataclass(frozen=True)
+class _Again:
+    """A tensor that a launch meets once more."""
+
+    tensor: Tensor
+
+
+def _memory(found: list) -> int:
+    """Bytes of tensors, of which those of one storage are at most its own."""
+    views: dict[int, dict[tuple, int]] = {}
+    whole: dict[int, int] = {}
+    total = 0
+    for x in found:
+        if isinstance(x, _Again):
+            total += _bytes(x.tensor)
+        elif isinstance(x, Tensor):
+            storage = x.untyped_storage()
+            whole[storage._cdata] = storage.nbytes()
+            where = (x.storage_offset(), *x.shape, *x.stride())
+            views.setdefault(storage._cdata, {})[where] = _bytes(x)
+    return total + sum(min(whole[key], sum(of.values())) for key, of in views.items())
+
+
+def _bytes(x: Tensor) -> int:
+    """Bytes that a tensor has in memory, where what is broadcast lies once."""
+    each = (n for n, stride in zip(x.shape, x.stride(), strict=True) if stride)
+    return x.element_size() * math.prod(each) if x.numel() else 0
 
 
 def _planned(name: str, args: tuple, kwargs: dict) -> list:
@@ -219,8 +284,8 @@ def _call(node: Any, grads: dict[Any, dict[int, Tensor]]) -> list[Tensor | None]
     return [grad for grad, want in zip(found, wanted, strict=True) if want]
 
 
-def step(objective: str, precision: str) -> Counter[str]:
-    """Return what the second step of a default run starts: all that is made once is there then."""
+def step(objective: str, precision: str) -> Launches:
+    """Return what the second step of a default run does: all that is made once is there then."""
     config = TrainConfig(objective=objective, device="cuda", precision=precision, graph=False)
     with MODE:
         images = torch.zeros(64, 512, dtype=torch.uint8)
@@ -228,7 +293,7 @@ def step(objective: str, precision: str) -> Counter[str]:
         trainer.step()
         with Launches() as traffic:
             trainer.step()
-    return traffic.counts
+    return traffic
 
 
 def main() -> None:
@@ -236,14 +301,19 @@ def main() -> None:
     with guard() as library:
         pretend(library)
     built_for_real(Trainer)
-    found = {}
+    found, moved = {}, {}
     for objective in ("factor-vae", "vae"):
         for precision in ("bf16", "fp32"):
-            counts = step(objective, precision)
-            found[f"{objective} {precision}"] = counts.total()
-            started = (f"{name} {n}" for name, n in counts.most_common() if n)
+            traffic = step(objective, precision)
+            found[f"{objective} {precision}"] = traffic.total
+            moved[f"{objective} {precision} MB"] = round(traffic.bytes.total() / 1e6, 1)
+            started = (
+                f"{name} {n} ({traffic.bytes[name] / 1e6:.1f} MB)"
+                for name, n in traffic.counts.most_common()
+                if n
+            )
             print(f"{objective} {precision}: {', '.join(started)}", file=sys.stderr)
-    print(json.dumps(found))
+    print(json.dumps(found | moved))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Prints one JSON line ``{"ratio_bf16": .., "ratio_fp32": ..}``, textbook time over ours, medians of
 interleaved rounds; ``ratio_bf16`` is null where the processor has no bf16 in hardware. Before
 timing, it checks that both compute the same losses and gradients in fp32. On standard error stand
-the times, and how many kernels a step starts on a GPU (:mod:`bench.launches`).
+the times, and what a step starts and moves on a GPU (:mod:`bench.launches`).
 """
 
 import json
@@ -178,7 +178,7 @@ def main() -> None:
         [sys.executable, "-m", "bench.launches"], capture_output=True, text=True, check=False
     )
     launches = counted.stdout.strip() or counted.stderr.strip().rpartition("\n")[2]
-    print(f"kernels a step starts on a GPU: {launches}", file=sys.stderr)
+    print(f"kernels a step starts on a GPU, and MB that they move: {launches}", file=sys.stderr)
     print(json.dumps(ratios))
 
 

@@ -1,4 +1,4 @@
-"""How many kernels a GPU's step starts: counted without a GPU, see bench/launches.py."""
+"""What a GPU's step starts and moves: counted without a GPU, see bench/launches.py."""
 
 import json
 import re
@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 from shared import ROOT, needs_compiler
+
+from bench import launches
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
@@ -24,14 +26,29 @@ def counted():
 
 def test_a_default_step_starts_few_kernels(counted):
     most = {"factor-vae": 100, "vae": 60}
-    assert len(counted) == 4
-    for name, launches in counted.items():
-        assert 30 < launches <= most[name.split()[0]], counted
+    each = {name: n for name, n in counted.items() if not name.endswith("MB")}
+    assert len(each) == 4 and len(counted) == 8
+    for name, n in each.items():
+        assert 30 < n <= most[name.split()[0]], counted
+
+
+def test_bytes_are_those_of_memory_once_and_of_changes_twice():
+    x = torch.zeros(4, 6)
+    found = []
+    for run in (
+        lambda: x + x, lambda: x[:2] + x[:2], lambda: x[:2] + x[2:], lambda: x.add_(1.0),
+        lambda: x[:1].expand(4, 6) + x, lambda: x.view(24), lambda: torch.zeros(3),
+    ):  # fmt: skip
+        with launches.Launches() as traffic:
+            run()
+        found.append(traffic.bytes.total())
+    assert found == [2 * 96, 2 * 48, 96 + 48, 2 * 96, 2 * 96, 0, 12]
 
 
 def test_the_page_has_these_counts(counted):
     text = (ROOT / "bench/README.md").read_text()
     for objective in ("factor-vae", "vae"):
         (line,) = re.findall(rf"^\| `{objective}` \|.*", text, re.MULTILINE)
-        cells = [cell.strip() for cell in line.split("|")[2:4]]
-        assert cells == [str(counted[f"{objective} {p}"]) for p in ("bf16", "fp32")]
+        cells = [cell.strip() for cell in line.split("|")[2:6]]
+        names = [f"{objective} {p}{unit}" for unit in ("", " MB") for p in ("bf16", "fp32")]
+        assert cells == [str(counted[name]) for name in names]
