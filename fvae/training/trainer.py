@@ -73,7 +73,7 @@ class Trainer:
         On a GPU, which waits for memory there. Not where somebody else reads gradients: a loss
         scale, which looks for what is not finite, and processes, which average them.
         """
-        if self.discriminator and not self.scale and self.world.size == 1:
+        if self.objective.discriminator and not self.scale and self.world.size == 1:
             self.networks[1].take = functools.partial(self.optimizer.take, 1)
 
     def _table(self) -> Tensor | None:
