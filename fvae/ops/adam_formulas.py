@@ -52,4 +52,5 @@ def linear_adam(
         fused_adam(steps, settings, *lists, groups, eps)
         return
     for m, own in enumerate(steps.unbind(-1)):  # each model counts its own updates
-        fused_adam(own, settings, *[[x[m] for x in each] for each in lists], groups, eps)
+        p, g, mean, square, rounded = ([x[m] for x in each] for each in lists)
+        fused_adam(own, settings, p, g, mean, square, rounded, groups, eps)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,8 @@ class Trainer:
         scale, which looks for what is not finite, and processes, which average them.
         """
         if self.objective.discriminator and not self.scale and self.world.size == 1:
-            self.networks[1].take = functools.partial(self.optimizer.take, 1)
+            discriminator: Any = self.networks[1]
+            discriminator.take = functools.partial(self.optimizer.take, 1)
 
     def _table(self) -> Tensor | None:
         """What images are drawn by; None draws all alike."""
