@@ -174,7 +174,8 @@ def main(module: str, sources: str) -> None:
     registered when the file is loaded: it need not be a Python module, and is built without the
     headers of Python.
     """
-    names = {"_C": ("host.cpp", "pairs.cpp", "adam.cpp", "ends.cpp"), "_C_cuda": ("device.cu",)}[module]
+    parts = {"_C": ("host.cpp", "pairs.cpp", "adam.cpp", "ends.cpp"), "_C_cuda": ("device.cu",)}
+    names = parts[module]
     setup(
         name="fvae",
         ext_modules=[

@@ -1,9 +1,9 @@
 """The first and the last convolution of an autoencoder of images on a CPU, where they are slow.
 
-A library's kernels work at many channels at a time; the first layer of one-channel images has one to
-read, the last has a few to write. Ours take images of zeros and ones as bits, and make pixels from
-the products of all taps at once, each with the ReLU beside it. Other images and other layers are left to
-PyTorch: None says so.
+A library's kernels work at many channels at a time; the first layer of one-channel images has one
+to read, the last has a few to write. Ours take images of zeros and ones as bits, and make pixels
+from the products of all taps at once, each with the ReLU beside it. Other images and other layers
+are left to PyTorch: None says so.
 """
 
 from typing import Any

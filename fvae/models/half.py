@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fvae.models.infogan import InfoGAN
-from fvae.models.layers import run
+from fvae.models.sequences import run
 from fvae.models.vae import VAE
 
 _M = TypeVar("_M")

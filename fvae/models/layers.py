@@ -1,71 +1,39 @@
 """Layers with their bias and activation in one call, and their gradients in as few as there are.
 
-:func:`run` runs the layers of an ``nn.Sequential``; :func:`convolve` and :func:`linear` are one
-layer with any weights. On a GPU, where a step of a usual batch waits for launches, these are
-cuDNN's and cuBLAS's fused operations (whose ReLU makes 0 of what is not a number), or the plain
-operation and one kernel for what is left, forward and backward. On a CPU, where an encoder that is
-not trained is all that gains, its convolutions take oneDNN's. What has no such form (transforms of
+:func:`convolve` and :func:`linear` are one layer with any weights; those of an ``nn.Sequential``
+are run by :mod:`fvae.models.sequences`. On a GPU, where a step of a usual batch waits for launches,
+these are cuDNN's and cuBLAS's fused operations (whose ReLU makes 0 of what is not a number), or the
+plain operation and one kernel for what is left, forward and backward. On a CPU the first and the
+last convolution gain, which :mod:`fvae.models.ends` has. What has no such form (transforms of
 ``torch.func``, ``torch.compile``, float64, modules with hooks, other devices) takes PyTorch's own
 layers; so does a gradient that is itself differentiated.
 """
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules import module as global_hooks
+from torch import Tensor
 
 from fvae import ops
-from fvae.models import ends
+from fvae.models import ends, forms
 from fvae.models.branches import current, in_line
-from fvae.models.convolution import Convolution, ConvTranspose2d, conv_transpose2d
-from fvae.ops.autograd import savable, transformed
+from fvae.models.convolution import Convolution, conv_transpose2d
+from fvae.ops.autograd import savable
 
 _ONEDNN: Any = torch.ops.mkldnn
 _ATEN: Any = torch.ops.aten
 _FVAE: Any = torch.ops.fvae
-# Slope of a ReLU in oneDNN, whose own one makes 0 of what is not a number: a run that diverged
-# would hide it. What this leaves of a negative number is lost in the next sum.
-_TINY = 1e-30
 #: Kinds of convolution that cuDNN has refused to fuse here.
 _REFUSED: set[tuple] = set()
-_PLAINLY = ContextVar("plainly", default=False)
-
-
-@contextmanager
-def plainly(whether: bool = True) -> Iterator[None]:
-    """Within it, all layers are PyTorch's own."""
-    token = _PLAINLY.set(whether or _PLAINLY.get())
-    try:
-        yield
-    finally:
-        _PLAINLY.reset(token)
-
-
-#: What has a fused form; not what derives from them.
-_LAYERS = (nn.Linear, nn.Conv2d, ConvTranspose2d)
-
 
 # --- whether -------------------------------------------------------------------------------------
 
 
-def _plain() -> bool:
-    return torch.compiler.is_compiling() or _PLAINLY.get() or transformed()
-
-
-def _fused(x: Tensor) -> bool:
-    """Whether layers are to be as few kernels as there are."""
-    return x.device.type == "cuda" and not _plain()
-
-
-def _dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
+def fused_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     """What a fused layer computes in, as autocast has it; None where it is PyTorch's own."""
-    if not _fused(x) or weight.device != x.device:
+    if not forms.is_fused(x) or weight.device != x.device:
         return None
     device, dtype = x.device.type, weight.dtype
     if torch.is_autocast_enabled(device):
@@ -73,32 +41,6 @@ def _dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     elif x.dtype != dtype:
         return None
     return dtype if dtype in (torch.float32, torch.bfloat16, torch.float16) else None
-
-
-@functools.cache
-def _has_onednn() -> bool:
-    """Whether this PyTorch has oneDNN's fused convolution, which it keeps for its compiler."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(_ONEDNN, "_convolution_pointwise")):
-        return False
-    return bool(_ONEDNN._is_mkldnn_bf16_supported())
-
-
-def _onednn(layer: nn.Conv2d, x: Tensor) -> bool:
-    """Whether a layer that nobody trains is oneDNN's: in bfloat16, where that is faster."""
-    if x.device.type != "cpu" or torch.is_grad_enabled():
-        return False
-    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
-        return False
-    if not (x.dtype == layer.weight.dtype == torch.bfloat16) or x.numel() == 0 or _plain():
-        return False
-    return torch._C._get_mkldnn_enabled() and _has_onednn()
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        or module._backward_pre_hooks
-    )  # fmt: skip
 
 
 # --- forward -------------------------------------------------------------------------------------
@@ -144,7 +86,7 @@ def _conv_forward(
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
     """:func:`linear`, of tensors of one dtype, which autograd does not follow."""
-    if not _fused(x):
+    if not forms.is_fused(x):
         return _act(product(x, weight, bias), slope)
     if x.dim() == 3:
         if slope == 1:
@@ -178,7 +120,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def is_one_kernel(x: Tensor, weight: Tensor) -> bool:
     """Whether the backward pass of a linear layer is to be one kernel of ours."""
-    return _fused(x) and ops.few_products(x, weight)
+    return forms.is_fused(x) and ops.few_products(x, weight)
 
 
 def gradient_of_x(grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, slope: float) -> Tensor:
@@ -194,7 +136,7 @@ def linear_backward(
 
     What no other layer's gradient needs is made by ``apart``.
     """
-    if not _fused(x):
+    if not forms.is_fused(x):
         # Of a (leaky) ReLU the output has the sign of the input.
         delta = grad if slope == 1 else _ATEN.leaky_relu_backward(grad, y, slope, True)
         scaled = delta if factor is None else factor.to(delta.dtype).unsqueeze(-1) * delta
@@ -306,24 +248,25 @@ def _forward(
     return _conv_forward(x, weight, bias, form, slope)
 
 
-def _layer(
+def one_layer(
     x: Tensor, weight: Tensor, bias: Tensor, form: Convolution | None, slope: float
 ) -> Tensor:
-    dtype = _dtype(x, weight)
+    """act(x weight^T + bias), or of a convolution of that form: see below."""
+    dtype = fused_dtype(x, weight)
     if dtype is None:
-        y = _end(x, weight, bias, form, slope)
+        y = end(x, weight, bias, form, slope)
         return y if y is not None else _of_pytorch(x, weight, bias, form, slope)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias)):
         return _Layer.apply(x, weight, bias, form, slope, dtype)
     return _forward(x.to(dtype), weight.to(dtype), bias.to(dtype), form, slope)
 
 
-def _end(
+def end(
     x: Tensor, weight: Tensor, bias: Tensor, form: Convolution | None, slope: float,
     relu: bool = False,
 ) -> Tensor | None:  # fmt: skip
     """A layer of few channels on a CPU, of ReLU(x) if so asked; None for others."""
-    if form is None or x.device.type != "cpu" or _plain():
+    if form is None or x.device.type != "cpu" or forms.is_plain():
         return None
     if form.output_padding is None:
         return ends.first(x, weight, bias, form) if slope == 0 else None
@@ -342,7 +285,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, slope: float = 1.0) -> Tenso
     Returns:
         ``[rows, out]`` or ``[M, rows, out]``, in autocast's dtype where that is on.
     """
-    return _layer(x, weight, bias, None, slope)
+    return one_layer(x, weight, bias, None, slope)
 
 
 def convolve(
@@ -360,98 +303,4 @@ def convolve(
     Returns:
         ``[B, out, H', W']``, in autocast's dtype where that is on.
     """
-    return _layer(x, weight, bias, form, slope)
-
-
-def _slope_of(layer: nn.Module) -> float | None:
-    """Slope of a ReLU or leaky ReLU for negative input; None for any other module."""
-    if type(layer) is nn.ReLU:
-        return 0.0
-    return float(layer.negative_slope) if type(layer) is nn.LeakyReLU else None
-
-
-def with_slopes(layers: nn.Sequential) -> Iterator[tuple[nn.Module, float]]:
-    """Yield each layer and the slope of the activation that follows it, which is 1 for none.
-
-    An activation after a change of shape goes with the layer before.
-    """
-    each = list(layers)
-    while each:
-        layer = each.pop(0)
-        after = 1 if each and type(each[0]) in (nn.Flatten, nn.Unflatten) else 0
-        slope = None
-        if type(layer) in _LAYERS and after < len(each):
-            slope = _slope_of(each[after])
-        if slope is not None:
-            del each[after]
-        yield layer, 1.0 if slope is None else slope
-
-
-def _is_usual(layer: nn.Module, x: Tensor) -> bool:
-    """Whether a layer is one of those that have a fused form, for such an input."""
-    one: Any = layer
-    if type(layer) not in _LAYERS or one.bias is None or _has_hooks(layer):
-        return False
-    if type(layer) is nn.Linear:
-        return x.dim() == 2
-    usual = one.padding_mode == "zeros" and one.dilation == (1, 1)
-    return x.dim() == 4 and usual and not isinstance(one.padding, str)
-
-
-def layer_of(layer: nn.Module, x: Tensor, slope: float = 1.0) -> Tensor:
-    """Return act(layer(x))."""
-    one: Any = layer
-    if _is_usual(layer, x):
-        form = None if type(layer) is nn.Linear else Convolution.of(layer, one.groups)
-        if _dtype(x, one.weight) is not None:
-            return _layer(x, one.weight, one.bias, form, slope)
-        y = _end(x, one.weight, one.bias, form, slope)
-        if y is not None:
-            return y
-        if type(layer) is nn.Conv2d and _onednn(layer, x):
-            name, scalars = ("none", []) if slope == 1 else ("leaky_relu", [slope or _TINY])
-            rest = (list(one.padding), list(one.stride), [1, 1], one.groups, name, scalars, "")
-            return _ONEDNN._convolution_pointwise(x, one.weight, one.bias, *rest)
-    y = layer(x)  # which a hook may keep: not in place
-    return y if slope == 1 else F.leaky_relu(y, slope) if slope else F.relu(y)
-
-
-def run(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """Return ``layers(x)``, in fewer calls."""
-    if _plain() or _is_watched(layers):
-        return layers(x)
-    if not _fused(x) and torch.is_grad_enabled():
-        return _with_ends(layers, x)
-    for layer, slope in with_slopes(layers):
-        x = layer_of(layer, x, slope)
-    return x
-
-
-def _with_ends(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """The layers as they are, but for a first and a last one that are faster with their ReLU."""
-    each: list[Any] = list(layers)
-    kinds, y = [type(layer) for layer in each], None
-    if kinds[:2] == [nn.Conv2d, nn.ReLU] and _is_usual(each[0], x):
-        one = each[0]
-        y = _end(x, one.weight, one.bias, Convolution.of(one, one.groups), 0.0)
-    if y is not None:
-        x, each = y, each[2:]
-    if kinds[-2:] != [nn.ReLU, ConvTranspose2d]:
-        return nn.Sequential(*each)(x)
-    *before, relu, one = each
-    for layer in before:
-        x = layer(x)
-    if _is_usual(one, x):
-        y = _end(x, one.weight, one.bias, Convolution.of(one, one.groups), 1.0, relu=True)
-        if y is not None:
-            return y
-    return one(relu(x))
-
-
-def _is_watched(layers: nn.Sequential) -> bool:
-    """Whether somebody wants to see what goes in and out of a layer."""
-    everywhere = (
-        global_hooks._global_forward_hooks, global_hooks._global_forward_pre_hooks,
-        global_hooks._global_backward_hooks, global_hooks._global_backward_pre_hooks,
-    )  # fmt: skip
-    return any(everywhere) or _has_hooks(layers) or any(map(_has_hooks, layers))
+    return one_layer(x, weight, bias, form, slope)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fvae.models.convolution import Convolution, ConvTranspose2d
-from fvae.models.layers import convolve, linear, with_slopes
+from fvae.models.layers import convolve, linear
+from fvae.models.sequences import with_slopes
 from fvae.models.vae import VAE
 
 _M = TypeVar("_M", bound=nn.Module)

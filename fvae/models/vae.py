@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fvae.config import IMAGE_SIZE, TrainConfig
 from fvae.device import as_imported
 from fvae.models.convolution import ConvTranspose2d
-from fvae.models.layers import layer_of, run
+from fvae.models.sequences import layer_of, run
 from fvae.ops.adam import LinearGradients
 from fvae.ops.reference import kl_to_prior
 from fvae.ops.training import pixel_nll

@@ -1,7 +1,7 @@
 """The first and the last convolution of an autoencoder of images: the raw steps.
 
-Few channels on one side of a convolution leave a library's kernels little to do at a time. They make
-gradients, and have none themselves: :mod:`fvae.models.ends` differentiates with them.
+Few channels on one side of a convolution leave a library's kernels little to do at a time. They
+make gradients, and have none themselves: :mod:`fvae.models.ends` differentiates with them.
 """
 
 from torch import Tensor
@@ -61,8 +61,8 @@ def conv_from_bits(
         )
     if side < 8 or side % 8 or bits.numel() % (side * side // 8):
         raise ValueError(
-            f"bits: got {bits.numel()} bytes for images of {side} x {side}, expected side * side / 8"
-            " of each image, the side a multiple of 8"
+            f"bits: got {bits.numel()} bytes for images of {side} x {side}, expected"
+            " side * side / 8 of each image, the side a multiple of 8"
         )
     return implementation("conv_from_bits", backend)(bits, side, weight, bias)
 

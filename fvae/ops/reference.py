@@ -23,11 +23,11 @@ from fvae.ops.both_formulas import (
     reparameterize_both_backward as reparameterize_both_backward,
 )
 from fvae.ops.drawing import drawn_rows, fixed_factor, strides, vote_samples
-from fvae.ops.end_formulas import packed_bits as packed_bits
 from fvae.ops.end_formulas import conv_from_bits as conv_from_bits
 from fvae.ops.end_formulas import conv_from_bits_backward as conv_from_bits_backward
 from fvae.ops.end_formulas import conv_to_pixels as conv_to_pixels
 from fvae.ops.end_formulas import conv_to_pixels_backward as conv_to_pixels_backward
+from fvae.ops.end_formulas import packed_bits as packed_bits
 from fvae.ops.layer_formulas import activation_backward as activation_backward
 from fvae.ops.layer_formulas import bias_activation as bias_activation
 from fvae.ops.layer_formulas import linear_backward as linear_backward

@@ -19,7 +19,7 @@ from fvae.device import AUTOCAST, arithmetic, autocast
 from fvae.errors import UserError
 from fvae.models import vae as nets
 from fvae.models.branches import Branches, branched
-from fvae.models.layers import plainly
+from fvae.models.forms import plainly
 from fvae.models.stacked import StackedVAE
 from fvae.philox import Philox
 from fvae.registry import OBJECTIVES

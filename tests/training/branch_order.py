@@ -132,7 +132,8 @@ def promised(order):
         (permuted,), (nll,) = of["permute_dims"], of["bernoulli_nll"]
         (ratio,) = of["logit_ratio"]
         found["players forward"] = parallel(permuted, nll) and parallel(ratio, nll)
-        players = [one for one in of["linear_backward"] if len(one.inputs) == 5]
+        # Theirs have a factor, or leave the weight's gradient to the optimizer.
+        players = [o for o in of["linear_backward"] if len(o.inputs) == 5 or o.args[-1] is False]
         decoder = inputs[:4]
         found["players backward"] = len(players) > 5 and all(
             parallel(a, b) for a in players for b in decoder

@@ -12,7 +12,7 @@ from stream_order import Order
 
 from fvae.config import TrainConfig
 from fvae.errors import UserError
-from fvae.models import branches, layers
+from fvae.models import branches, forms
 from fvae.models.branches import Branches
 from fvae.training import loop
 from fvae.training.trainer import Trainer
@@ -28,7 +28,7 @@ BOUNDS = (1 << 28, 0)
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Layers as a GPU has them, and streams that record."""
-    monkeypatch.setattr(layers, "_fused", lambda x: not layers._plain())
+    monkeypatch.setattr(forms, "is_fused", lambda x: not forms.is_plain())
     order = Order()
     order.stand_in(lambda name, value: monkeypatch.setattr(torch.cuda, name, value))
     branches._stream.cache_clear()

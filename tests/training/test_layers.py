@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fvae import Philox, ops
-from fvae.models import layers
+from fvae.models import forms, sequences
 from fvae.models.vae import VAE, Discriminator
 
 
@@ -25,7 +25,7 @@ def _fused(vae, x):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Layers as a GPU has them, of the operations that a CPU has."""
-    monkeypatch.setattr(layers, "_fused", lambda x: not layers._plain())
+    monkeypatch.setattr(forms, "is_fused", lambda x: not forms.is_plain())
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -56,8 +56,8 @@ def test_values_and_gradients_are_the_modules(as_on_a_gpu, precision, last):
 
 def test_plainly_all_layers_are_pytorchs(as_on_a_gpu, monkeypatch):
     vae, x = _vae()
-    monkeypatch.setattr(layers, "_layer", lambda *args: pytest.fail("is fused"))
-    with layers.plainly():
+    monkeypatch.setattr(sequences, "one_layer", lambda *args: pytest.fail("is fused"))
+    with forms.plainly():
         want = _fused(vae, x)
     with pytest.raises(pytest.fail.Exception):
         _fused(vae, x)
@@ -107,10 +107,10 @@ def test_a_layer_of_another_kind_is_asked_itself(as_on_a_gpu):
 
     x = torch.randn(3, 4)
     odd = nn.Sequential(Twice(4, 5), nn.ReLU(), nn.Linear(5, 4, bias=False), nn.LeakyReLU(0.3))
-    torch.testing.assert_close(layers.run(odd, x), odd(x))
+    torch.testing.assert_close(sequences.run(odd, x), odd(x))
     conv = nn.Sequential(nn.Conv2d(2, 3, 3, padding="same"), nn.ReLU(), nn.Flatten())
     image = torch.randn(2, 2, 5, 5)
-    torch.testing.assert_close(layers.run(conv, image), conv(image))
+    torch.testing.assert_close(sequences.run(conv, image), conv(image))
 
 
 def test_transforms_go_through(as_on_a_gpu):

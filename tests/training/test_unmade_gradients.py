@@ -8,7 +8,7 @@ from small import NETS, bits, trainer_of
 
 from fvae import ops
 from fvae.config import TrainConfig
-from fvae.models import layers
+from fvae.models import forms
 from fvae.training.distributed import World
 from fvae.training.trainer import Trainer
 
@@ -20,7 +20,7 @@ SMALL = TrainConfig(
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Layers as a GPU has them, of the operations that a CPU has."""
-    monkeypatch.setattr(layers, "_fused", lambda x: not layers._plain())
+    monkeypatch.setattr(forms, "is_fused", lambda x: not forms.is_plain())
 
 
 def _trainers(models=1, **settings):
