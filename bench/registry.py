@@ -8,12 +8,12 @@ import torch
 
 from bench.adam import Layer, Players
 from fvae import Philox, ops
-from fvae.ops.registry import CPU_ONLY
+from fvae.ops.registry import CPU_LAYERS, CPU_ONLY
 
 #: Ops of the C++/CUDA extension; the others have a Triton kernel, for CUDA alone.
 METRIC_OPS = ("metric_votes", "pair_features", "grouped_variance", "boosted_trees")
 #: Those that have a C++ op on a CPU.
-HOST_OPS = (*METRIC_OPS, "pairwise_tc", "fused_adam")
+HOST_OPS = (*METRIC_OPS, "pairwise_tc", "fused_adam", "conv_from_bits", "conv_to_pixels")
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,9 @@ def _layer_cases(normal: Callable, units: int) -> list[Case]:
     """What is left of the layers of an encoder and a discriminator, and their backward passes."""
     images = normal(64, 32, 32, 32).contiguous(memory_format=torch.channels_last)
     rows, weight, bias = normal(128, units), normal(units, units), normal(32)
+    first, last = normal(32, 1, 4, 4), normal(32, 1, 4, 4)
+    bits = ops.packed_bits((normal(64, 1, 64, 64) > 1).float())
+    assert bits is not None
     layer = {name: Layer(rows, weight) for name in (None, *ops.BACKENDS)}
     return [
         Case(
@@ -182,6 +185,20 @@ def _layer_cases(normal: Callable, units: int) -> list[Case]:
             "linear_adam", f"128 rows, {units} x {units}, bf16",
             lambda backend: layer[backend].update(backend),
             layer[None].bytes,
+        ),
+        Case(
+            "conv_from_bits", "64 x 64 x 64",
+            lambda backend: ops.conv_from_bits(bits, 64, first, bias, backend),
+            bits.numel() + 4 * images.numel(),
+            2 * 16 * images.numel(),
+        ),
+        Case(
+            "conv_to_pixels", "64 x 32 x 32 x 32",
+            lambda backend: ops.conv_to_pixels(
+                images.permute(0, 2, 3, 1), last, bias[:1], relu=True, backend=backend
+            ),
+            4 * (images.numel() + 64 * 64 * 64),
+            2 * 16 * images.numel(),
         ),
     ]  # fmt: skip
 
@@ -219,7 +236,9 @@ def why_itself(op: str, device: str | torch.device) -> str | None:
 
 def is_fast(op: str, kind: str) -> bool:
     """Whether an op is meant to have a backend beside the reference on a device type."""
-    return op in HOST_OPS if kind == "cpu" else op not in CPU_ONLY and kind == "cuda"
+    return (
+        op in HOST_OPS if kind == "cpu" else op not in (*CPU_ONLY, *CPU_LAYERS) and kind == "cuda"
+    )
 
 
 def raw(op: str, backend: str | None) -> Callable:
