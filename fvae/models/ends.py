@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fvae import ops
 from fvae.models.convolution import Convolution, conv_transpose2d
+from fvae.models.forms import again
 from fvae.ops.autograd import savable
 
 _FVAE: Any = torch.ops.fvae
@@ -80,7 +81,7 @@ class _First(torch.autograd.Function):
         x, weight, bias, bits, y = ctx.saved_tensors
         if torch.is_grad_enabled():
             out = F.relu(F.conv2d(x.to(y.dtype), weight.to(y.dtype), bias.to(y.dtype), 2, 1))
-            return None, *_again(_rows(out), (weight, bias), grad), None, None
+            return None, *again(_rows(out), (weight, bias), grad), None, None
         of = _FVAE.conv_from_bits_backward(grad.to(y.dtype).contiguous(), y, bits)
         return None, of[0].to(weight.dtype), of[1].to(bias.dtype), None, None
 
@@ -121,15 +122,8 @@ class _Last(torch.autograd.Function):
         if torch.is_grad_enabled():
             h = F.relu(x) if relu else x
             out = conv_transpose2d(h.to(w.dtype), weight.to(w.dtype), bias.to(w.dtype), form)
-            return *_again(_rows(out), (x, weight, bias), grad), None, None, None
+            return *again(_rows(out), (x, weight, bias), grad), None, None, None
         grad, need_x = grad.to(w.dtype).contiguous(), ctx.needs_input_grad[0]
         of_x, *of = _FVAE.conv_to_pixels_backward(grad, low, w, relu, need_x)
         grad_x = _images(of_x).to(x.dtype) if need_x else None
         return grad_x, of[0].to(weight.dtype), of[1].to(bias.dtype), None, None, None
-
-
-def _again(out: Tensor, tensors: tuple[Tensor, ...], grad: Tensor) -> list[Tensor | None]:
-    """Gradients of tensors that can themselves be differentiated."""
-    wanted = [t for t in tensors if t.requires_grad]
-    each = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
-    return [next(each) if t.requires_grad else None for t in tensors]

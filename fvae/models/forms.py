@@ -1,6 +1,6 @@
 """Whether layers take their fused forms, or are PyTorch's own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -30,3 +30,16 @@ def is_plain() -> bool:
 def is_fused(x: Tensor) -> bool:
     """Whether layers are to be as few kernels as there are."""
     return x.device.type == "cuda" and not is_plain()
+
+
+def again(out: Tensor, tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:
+    """Gradients that can themselves be differentiated, of those tensors that want one.
+
+    Args:
+        out: a layer's output, made anew by operations that autograd follows.
+        tensors: what it was made of.
+        grad: its gradient.
+    """
+    wanted = [t for t in tensors if t.requires_grad]
+    each = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    return [next(each) if t.requires_grad else None for t in tensors]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fvae import ops
-from fvae.models import ends, forms
+from fvae.models import columns, ends, forms
 from fvae.models.branches import current, in_line
 from fvae.models.convolution import Convolution, conv_transpose2d
 from fvae.ops.autograd import savable
@@ -216,11 +216,8 @@ class _Layer(torch.autograd.Function):
         x, weight, bias, low, w, y = ctx.saved_tensors
         form, slope, dtype = ctx.rest
         if torch.is_grad_enabled():
-            wanted = [t for t in (x, weight, bias) if t.requires_grad]
             out = _of_pytorch(x.to(dtype), weight.to(dtype), bias.to(dtype), form, slope)
-            each = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
-            grads = [next(each) if t.requires_grad else None for t in (x, weight, bias)]
-            return *grads, None, None, None
+            return *forms.again(out, (x, weight, bias), grad), None, None, None
         need_x = ctx.needs_input_grad[0]
         # Where nothing follows there is nothing to hold up.
         owed = need_x and ctx.branches and ctx.branches.owes(*ctx.leaves)
@@ -254,23 +251,28 @@ def one_layer(
     """act(x weight^T + bias), or of a convolution of that form: see below."""
     dtype = fused_dtype(x, weight)
     if dtype is None:
-        y = end(x, weight, bias, form, slope)
+        y = on_cpu(x, weight, bias, form, slope)
         return y if y is not None else _of_pytorch(x, weight, bias, form, slope)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias)):
         return _Layer.apply(x, weight, bias, form, slope, dtype)
     return _forward(x.to(dtype), weight.to(dtype), bias.to(dtype), form, slope)
 
 
-def end(
+def on_cpu(
     x: Tensor, weight: Tensor, bias: Tensor, form: Convolution | None, slope: float,
     relu: bool = False,
 ) -> Tensor | None:  # fmt: skip
-    """A layer of few channels on a CPU, of ReLU(x) if so asked; None for others."""
+    """A layer that is ours on a CPU, of ReLU(x) if so asked; None where it is PyTorch's."""
     if form is None or x.device.type != "cpu" or forms.is_plain():
         return None
+    y = None
     if form.output_padding is None:
-        return ends.first(x, weight, bias, form) if slope == 0 else None
-    return ends.last(x, weight, bias, form, relu) if slope == 1 else None
+        y = ends.first(x, weight, bias, form) if slope == 0 else None
+    elif slope == 1:
+        y = ends.last(x, weight, bias, form, relu)
+    if y is None and not relu and columns.fits(x, weight, form):
+        y = _act(columns.convolve(x, weight, bias, form), slope)
+    return y
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, slope: float = 1.0) -> Tensor:

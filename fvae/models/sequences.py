@@ -1,7 +1,7 @@
 """A sequence of layers run in fewer calls: each with the activation that follows it."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.modules import module as global_hooks
 
 from fvae.models import forms
 from fvae.models.convolution import Convolution, ConvTranspose2d
-from fvae.models.layers import end, fused_dtype, one_layer
+from fvae.models.layers import fused_dtype, on_cpu, one_layer
 
 _ONEDNN: Any = torch.ops.mkldnn
 # Slope of a ReLU in oneDNN, whose own one makes 0 of what is not a number: a run that diverged
@@ -89,7 +89,7 @@ def layer_of(layer: nn.Module, x: Tensor, slope: float = 1.0) -> Tensor:
         form = None if type(layer) is nn.Linear else Convolution.of(layer, one.groups)
         if fused_dtype(x, one.weight) is not None:
             return one_layer(x, one.weight, one.bias, form, slope)
-        y = end(x, one.weight, one.bias, form, slope)
+        y = on_cpu(x, one.weight, one.bias, form, slope)
         if y is not None:
             return y
         if type(layer) is nn.Conv2d and _onednn(layer, x):
@@ -116,19 +116,27 @@ def _with_ends(layers: nn.Sequential, x: Tensor) -> Tensor:
     each: list[Any] = list(layers)
     if list(map(type, each[:2])) == [nn.Conv2d, nn.ReLU] and _is_usual(each[0], x):
         one = each[0]
-        y = end(x, one.weight, one.bias, Convolution.of(one, one.groups), 0.0)
+        y = on_cpu(x, one.weight, one.bias, Convolution.of(one, one.groups), 0.0)
         if y is not None:
             x, each = y, each[2:]
     if list(map(type, each[-2:])) != [nn.ReLU, ConvTranspose2d]:
-        return nn.Sequential(*each)(x)
+        return _one_by_one(each, x)
     *before, relu, one = each
-    for layer in before:
-        x = layer(x)
+    x = _one_by_one(before, x)
     if _is_usual(one, x):
-        y = end(x, one.weight, one.bias, Convolution.of(one, one.groups), 1.0, relu=True)
+        y = on_cpu(x, one.weight, one.bias, Convolution.of(one, one.groups), 1.0, relu=True)
         if y is not None:
             return y
     return one(relu(x))
+
+
+def _one_by_one(layers: Sequence[Any], x: Tensor) -> Tensor:
+    for layer in layers:
+        y = None
+        if type(layer) in (nn.Conv2d, ConvTranspose2d) and _is_usual(layer, x):
+            y = on_cpu(x, layer.weight, layer.bias, Convolution.of(layer, layer.groups), 1.0)
+        x = layer(x) if y is None else y
+    return x
 
 
 def _is_watched(layers: nn.Sequential) -> bool:

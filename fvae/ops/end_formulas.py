@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from fvae.ops.pairs import wide
 
@@ -31,7 +32,7 @@ def conv_from_bits_backward(grad: Tensor, y: Tensor, bits: Tensor) -> tuple[Tens
     delta = torch.where(y <= 0, 0, grad).float().permute(0, 3, 1, 2)
     x = _unpacked(bits, 2 * y.shape[1])
     shape = torch.Size((y.shape[-1], 1, 4, 4))
-    weight = torch.nn.grad.conv2d_weight(x, shape, delta, stride=2, padding=1)
+    weight = conv2d_weight(x, shape, delta, stride=2, padding=1)
     return weight.clone(memory_format=torch.contiguous_format), delta.sum((0, 2, 3))
 
 
@@ -54,5 +55,5 @@ def conv_to_pixels_backward(
         grad_h = torch.where(x <= 0, 0, grad_h) if relu else grad_h
         grad_x = grad_h.contiguous().to(x.dtype)
     # Of the transposed convolution the output's gradient has the part of the input.
-    of = torch.nn.grad.conv2d_weight(delta, weight.shape, h, stride=2, padding=1)
+    of = conv2d_weight(delta, weight.shape, h, stride=2, padding=1)
     return grad_x, of.clone(memory_format=torch.contiguous_format), delta.sum((0, 2, 3))

@@ -59,11 +59,12 @@ def test_a_step_is_that_of_pytorch_s_layers(precision, channels, calls):
     ours = _step(vae, x, precision)
     assert calls == ["conv_from_bits"] * (channels == 1) + ["conv_to_pixels"]
     with forms.plainly():
-        theirs = _step(vae, x, precision)
-    tolerance = 1e-5 if precision == "fp32" else 3e-2
-    for one, other in zip(ours, theirs, strict=True):
-        scale = float(other.abs().max())
-        torch.testing.assert_close(one / scale, other / scale, rtol=0, atol=tolerance)
+        theirs, exact = _step(vae, x, precision), _step(*_vae(channels), "fp32")
+    for one, other, want in zip(ours, theirs, exact, strict=True):
+        scale = float(want.abs().max())
+        error, their_error = (float((t - want).abs().max()) / scale for t in (one, other))
+        # In bfloat16 each is as far off as the other, and not alike.
+        assert error < 1e-5 if precision == "fp32" else error < 0.02 + 2 * their_error
 
 
 def test_nobody_s_gradient_is_wanted(calls):
@@ -145,7 +146,7 @@ def test_sequences_of_any_length(count, calls):
     )[:count]
     x = (torch.rand(3, 1, 16, 16) > 0.5).float()
     torch.testing.assert_close(sequences.run(layers, x), layers(x), rtol=1e-5, atol=1e-6)
-    assert calls == (["conv_from_bits"] if count > 1 else [])
+    assert calls == ["conv_from_bits"] * (count > 1) + ["conv_to_pixels"] * (count > 2)
     calls.clear()
     after = nn.Sequential(nn.ReLU(), layers[-1] if count == 3 else ConvTranspose2d(8, 1, 4, 2, 1))
     y = torch.randn(3, 8, 4, 4)
