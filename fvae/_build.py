@@ -174,7 +174,10 @@ def main(module: str, sources: str) -> None:
     registered when the file is loaded: it need not be a Python module, and is built without the
     headers of Python.
     """
-    parts = {"_C": ("host.cpp", "pairs.cpp", "adam.cpp", "ends.cpp"), "_C_cuda": ("device.cu",)}
+    parts = {
+        "_C": ("host.cpp", "pairs.cpp", "adam.cpp", "ends.cpp", "words.cpp"),
+        "_C_cuda": ("device.cu",),
+    }
     names = parts[module]
     setup(
         name="fvae",

@@ -15,7 +15,7 @@ The 64-bit key is the run's seed.
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -27,6 +27,9 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+
+#: What makes words on a CPU in one call: the extension's op, once it is loaded.
+native: Callable[[Tensor, Tensor, int, Tensor], Tensor] | None = None
 
 
 class Stream(enum.IntEnum):
@@ -174,6 +177,14 @@ def words_at(seed: Tensor, step: Tensor, stream: int, index: Tensor) -> Tensor:
     Returns:
         int64 ``[n, 4]`` or ``[M, n, 4]``, 0 to 2**32 - 1.
     """
+    if native and seed.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not torch._C._are_functorch_transforms_active():
+            return native(seed, step, stream, index)
+    return words_of_tensors(seed, step, stream, index)
+
+
+def words_of_tensors(seed: Tensor, step: Tensor, stream: int, index: Tensor) -> Tensor:
+    """:func:`words_at` by PyTorch's operations on int64, on any device."""
     n = index.shape[0]
     counter = torch.stack(
         (

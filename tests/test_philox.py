@@ -2,8 +2,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from shared import needs_extension
 
-from fvae import Philox, philox
+from fvae import Philox, ops, philox
 from fvae.philox import Stream
 
 # Published known-answer vectors of Philox4x32-10 (Random123, kat_vectors): counter, key, result.
@@ -110,3 +111,19 @@ def test_bad_arguments():
         Philox(0, step=-1)
     with pytest.raises(ValueError, match="lane: got -1"):
         Philox(0).at_lane(-1)
+
+
+@needs_extension
+@given(
+    seeds=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=3),
+    step=st.integers(0, 2**63 - 1),
+    stream=st.integers(0, 2**32 - 1),
+    index=st.lists(st.integers(0, 2**32 - 1), max_size=9),
+)
+def test_the_extension_s_words_are_the_same(seeds, step, stream, index):
+    index = torch.tensor(index, dtype=torch.int64)
+    for seed in (torch.tensor(seeds), torch.tensor(seeds[0])):
+        key = (seed, torch.tensor(step), stream, index)
+        found, expected = ops.BACKENDS["cpp"]["philox_words"](*key), philox.words_of_tensors(*key)
+        assert torch.equal(found, expected) and found.dtype == expected.dtype
+        assert torch.equal(philox.words_at(*key), expected)

@@ -145,6 +145,11 @@ def _(grad, x, weight, relu, need_x):
     return grad_x, sums, sums.new_empty(weight.shape[1])
 
 
+@torch.library.register_fake("fvae::philox_words", lib=LIBRARY)
+def _(seed, step, stream, index):
+    return index.new_empty((*seed.shape, index.shape[0], 4))
+
+
 @torch.library.register_fake("fvae::fused_adam", lib=LIBRARY)
 def _(steps, settings, params, grads, exp_avg, exp_avg_sq, copies, groups, eps, found_inf=None):
     return None

@@ -35,6 +35,7 @@ from fvae.ops.pairs import pairwise_tc as pairwise_tc
 from fvae.ops.pairs import pairwise_tc_backward as pairwise_tc_backward
 from fvae.ops.pairs import wide as wide
 from fvae.philox import Stream
+from fvae.philox import words_of_tensors as philox_words  # noqa: F401
 
 # Row b holds the bits of byte b, lowest first: unpacking is then one table lookup.
 _BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.float32)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fvae import philox
 from fvae.ops import reference
 from fvae.ops.extension import Part
 
@@ -53,6 +54,7 @@ SCHEMAS = {
     "linear_adam": "(Tensor(a!) steps, Tensor settings, Tensor[] grads, Tensor[] ys, Tensor[] xs,"
     " float[] slopes, Tensor(b!)[] params, Tensor(c!)[] exp_avg, Tensor(d!)[] exp_avg_sq,"
     " Tensor(e!)[] copies, int group, float eps, Tensor? factor=None) -> ()",
+    "philox_words": "(Tensor seed, Tensor step, int stream, Tensor index) -> Tensor",
     # Its counts stand first: where there is no other tensor, they say the device.
     "fused_adam": "(Tensor(a!) steps, Tensor settings, Tensor(b!)[] params, Tensor[] grads,"
     " Tensor(c!)[] exp_avg, Tensor(d!)[] exp_avg_sq, Tensor(e!)[] copies, int[] groups, float eps,"
@@ -99,9 +101,11 @@ CPU_LAYERS = (
     "packed_bits", "conv_from_bits", "conv_from_bits_backward", "conv_to_pixels",
     "conv_to_pixels_backward",
 )  # fmt: skip
+#: Words of random numbers, which a GPU's kernels make themselves.
+WORDS = "philox_words"
 #: Device type -> registered ops that the extension has for it.
 EXTENSION = {
-    "cpu": (*METRICS, *CPU_LAYERS, "pairwise_tc", "pairwise_tc_backward", "fused_adam"),
+    "cpu": (*METRICS, *CPU_LAYERS, WORDS, "pairwise_tc", "pairwise_tc_backward", "fused_adam"),
     "cuda": tuple(name for name in METRICS if name not in CPU_ONLY),
 }
 
@@ -128,7 +132,7 @@ BACKENDS: dict[str, dict[str, Callable]] = {
     "reference": {name: getattr(reference, name) for name in SCHEMAS}
 }
 if importlib.util.find_spec("triton"):
-    _TRITON = [name for name in SCHEMAS if name not in (*METRICS, *CPU_LAYERS)]
+    _TRITON = [name for name in SCHEMAS if name not in (*METRICS, *CPU_LAYERS, WORDS)]
     BACKENDS["triton"] = {name: _triton(name) for name in _TRITON}
 
 _DEVICE_OF = {"triton": "cuda", "cuda": "cuda", "cpp": "cpu"}
@@ -154,6 +158,8 @@ def _part(module: str, language: str, seconds: int, backend: str) -> Part:
     def loaded() -> None:
         names = EXTENSION[_DEVICE_OF[backend]]
         BACKENDS[backend] = {name: _extension(name, backend) for name in names}
+        if WORDS in names:
+            philox.native = getattr(torch.ops.fvae, WORDS)
 
     return Part(module, language, seconds, loaded)
 
