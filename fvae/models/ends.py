@@ -34,7 +34,8 @@ def _dtype(x: Tensor, weight: Tensor, form: Convolution) -> torch.dtype | None:
         dtype = torch.get_autocast_dtype("cpu")
     elif x.dtype != dtype:
         return None
-    return dtype if dtype in (torch.float32, torch.bfloat16, torch.float16) else None
+    # In float16 a loss scale goes by what overflows, in every layer alike.
+    return dtype if dtype in (torch.float32, torch.bfloat16) else None
 
 
 def _rows(images: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def first(x: Tensor, weight: Tensor, bias: Tensor, form: Convolution) -> Tensor 
     dtype = None if form.output_padding or weight.shape[1] != 1 else _dtype(x, weight, form)
     if dtype is None or x.requires_grad or x.shape[2] != x.shape[3] or x.shape[2] % 8:
         return None
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if x.dtype not in (torch.float32, torch.bfloat16):
         return None
     bits = ops.packed_bits(x)
     if bits is None:

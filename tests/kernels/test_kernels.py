@@ -588,6 +588,7 @@ def test_the_table_of_the_readme_is_what_the_report_prints(compiled):
 
 
 def test_image_kernels_load_and_store_16_bytes_a_thread(compiled):
+    compiled, _ = compiled
     images = [row for row in compiled if row["op"] in ("gather_batch", *NLLS)]
     images = [row for row in images if "gather_batch indices" not in row["kernel"]]
     # Rows that are no whole words are read byte by byte.
