@@ -1,6 +1,7 @@
 """What several test files share: numbers, devices, compilers, probes. Runs are small.py's."""
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -134,6 +135,19 @@ def run_program(path, *arguments, **environment):
         [sys.executable, str(path), *map(str, arguments)],
         env=os.environ | environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def fake_cuda_lines(program):
+    """What a program beside the tests prints that works on fake CUDA tensors, as JSON lines.
+
+    It is given the library that lets it: see cuda_guard.cpp.
+    """
+    from bench.launches import guard
+
+    with guard() as library:
+        done = run_program(program, library)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fvae import ops
-from fvae.models.convolution import Convolution, conv_transpose2d
+from fvae.models.convolution import Convolution, conv_transpose2d, halves_or_doubles
 from fvae.models.forms import again
 from fvae.ops.autograd import savable
 
@@ -24,10 +24,7 @@ MOST_COLOURS = 3
 
 def _dtype(x: Tensor, weight: Tensor, form: Convolution) -> torch.dtype | None:
     """What a layer computes in; None where it is none of ours."""
-    fits = form.stride == (2, 2) and form.padding == (1, 1) and form.groups == 1
-    if not fits or weight.shape[2:] != (4, 4) or x.dim() != 4 or x.numel() == 0:
-        return None
-    if not x.device.type == weight.device.type == "cpu" or "cpp" not in ops.BACKENDS:
+    if not halves_or_doubles(x, weight, form) or "cpp" not in ops.BACKENDS:
         return None
     dtype = weight.dtype
     if torch.is_autocast_enabled("cpu"):
@@ -102,7 +99,7 @@ def last(
     Returns:
         ``[B, O, 2 H, 2 W]``, channels last, in autocast's dtype where that is on.
     """
-    dtype = None if form.output_padding != (0, 0) else _dtype(x, weight, form)
+    dtype = None if form.output_padding is None else _dtype(x, weight, form)
     if dtype is None or weight.shape[1] > MOST_COLOURS:
         return None
     return _images(_Last.apply(x, weight, bias, form, relu, dtype))

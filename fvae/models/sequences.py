@@ -111,30 +111,31 @@ def run(layers: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
+def _ours(layer: Any, x: Tensor, slope: float, relu: bool = False) -> Tensor | None:
+    """act(layer(x)), or of ReLU(x), where that is a convolution of ours on a CPU."""
+    if type(layer) is nn.Linear or not _is_usual(layer, x):
+        return None
+    return on_cpu(x, layer.weight, layer.bias, Convolution.of(layer, layer.groups), slope, relu)
+
+
 def _with_ends(layers: nn.Sequential, x: Tensor) -> Tensor:
     """The layers as they are, but for a first and a last one that are faster with their ReLU."""
     each: list[Any] = list(layers)
-    if list(map(type, each[:2])) == [nn.Conv2d, nn.ReLU] and _is_usual(each[0], x):
-        one = each[0]
-        y = on_cpu(x, one.weight, one.bias, Convolution.of(one, one.groups), 0.0)
+    if list(map(type, each[:2])) == [nn.Conv2d, nn.ReLU]:
+        y = _ours(each[0], x, 0.0)
         if y is not None:
             x, each = y, each[2:]
     if list(map(type, each[-2:])) != [nn.ReLU, ConvTranspose2d]:
         return _one_by_one(each, x)
     *before, relu, one = each
     x = _one_by_one(before, x)
-    if _is_usual(one, x):
-        y = on_cpu(x, one.weight, one.bias, Convolution.of(one, one.groups), 1.0, relu=True)
-        if y is not None:
-            return y
-    return one(relu(x))
+    y = _ours(one, x, 1.0, relu=True)
+    return one(relu(x)) if y is None else y
 
 
 def _one_by_one(layers: Sequence[Any], x: Tensor) -> Tensor:
     for layer in layers:
-        y = None
-        if type(layer) in (nn.Conv2d, ConvTranspose2d) and _is_usual(layer, x):
-            y = on_cpu(x, layer.weight, layer.bias, Convolution.of(layer, layer.groups), 1.0)
+        y = _ours(layer, x, 1.0)
         x = layer(x) if y is None else y
     return x
 

@@ -1,12 +1,11 @@
 """What of a step runs at once: its order is right, its numbers are those of one stream."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from shared import TESTS, assert_equal, compile_library, needs_compiler, run_program
+from shared import assert_equal, fake_cuda_lines, needs_compiler
 from small import NETS, bits, trainer_of
 from stream_order import Order
 
@@ -114,16 +113,8 @@ def test_a_graph_with_branches_equals_one_without(objective, precision):
 
 
 @pytest.fixture(scope="module")
-def lines(tmp_path_factory):
-    guard = tmp_path_factory.mktemp("guard") / "cuda_guard.so"
-    torch_folder = Path(torch.__file__).parent
-    compile_library(
-        TESTS / "csrc/cuda_guard.cpp", guard, "-isystem", str(torch_folder / "include"),
-        "-L", str(torch_folder / "lib"), "-lc10",
-    )  # fmt: skip
-    done = run_program(Path(__file__).parent / "branch_order.py", guard)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+def lines():
+    return fake_cuda_lines(Path(__file__).parent / "branch_order.py")
 
 
 without_a_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

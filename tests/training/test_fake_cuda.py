@@ -1,11 +1,10 @@
 """What a GPU's step would do, without a GPU: see fake_cuda.py."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from shared import TESTS, compile_library, needs_compiler, run_program
+from shared import fake_cuda_lines, needs_compiler
 
 pytestmark = [
     pytest.mark.skipif(
@@ -16,16 +15,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def lines(tmp_path_factory):
-    guard = tmp_path_factory.mktemp("guard") / "cuda_guard.so"
-    torch_folder = Path(torch.__file__).parent
-    compile_library(
-        TESTS / "csrc/cuda_guard.cpp", guard, "-isystem", str(torch_folder / "include"),
-        "-L", str(torch_folder / "lib"), "-lc10",
-    )  # fmt: skip
-    done = run_program(Path(__file__).parent / "fake_cuda.py", guard)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+def lines():
+    return fake_cuda_lines(Path(__file__).parent / "fake_cuda.py")
 
 
 @pytest.fixture(scope="module")
