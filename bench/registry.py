@@ -13,7 +13,7 @@ from fvae.ops.registry import CPU_LAYERS, CPU_ONLY
 #: Ops of the C++/CUDA extension; the others have a Triton kernel, for CUDA alone.
 METRIC_OPS = ("metric_votes", "pair_features", "grouped_variance", "boosted_trees")
 #: Those that have a C++ op on a CPU.
-HOST_OPS = (*METRIC_OPS, "pairwise_tc", "fused_adam", "conv_from_bits", "conv_to_pixels")
+HOST_OPS = (*METRIC_OPS, "pairwise_tc", "fused_adam", "conv_from_bits", "conv_to_pixels", "conv4x4")
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,7 @@ def _layer_cases(normal: Callable, units: int) -> list[Case]:
     images = normal(64, 32, 32, 32).contiguous(memory_format=torch.channels_last)
     rows, weight, bias = normal(128, units), normal(units, units), normal(32)
     first, last = normal(32, 1, 4, 4), normal(32, 1, 4, 4)
+    inner = normal(32, 4, 4, 32).bfloat16()
     bits = ops.packed_bits((normal(64, 1, 64, 64) > 1).float())
     assert bits is not None
     layer = {name: Layer(rows, weight) for name in (None, *ops.BACKENDS)}
@@ -199,6 +200,15 @@ def _layer_cases(normal: Callable, units: int) -> list[Case]:
             ),
             4 * (images.numel() + 64 * 64 * 64),
             2 * 16 * images.numel(),
+        ),
+        Case(
+            "conv4x4", "64 x 32 x 32 x 32, bf16",
+            lambda backend: ops.conv4x4(
+                images.permute(0, 2, 3, 1).bfloat16(), inner, bias[:1].expand(32).bfloat16(),
+                relu=True, backend=backend,
+            ),
+            2 * (images.numel() + 64 * 16 * 16 * 32),
+            2 * 16 * 32 * 64 * 16 * 16 * 32,
         ),
     ]  # fmt: skip
 

@@ -89,7 +89,15 @@ FLAGS = ["-std=c++20", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 def test_the_cpu_ops_compile(headers):
     flags = [*FLAGS, "-fsyntax-only", "-DFVAE_ONE_TARGET", "-DTORCH_EXTENSION_NAME=_C"]
     flags += ["-isystem", str(headers), "-isystem", sysconfig.get_path("include")]
-    for name in ("host.cpp", "pairs.cpp", "adam.cpp", "ends.cpp", "words.cpp", "module.cpp"):
+    for name in (
+        "host.cpp",
+        "pairs.cpp",
+        "adam.cpp",
+        "ends.cpp",
+        "convs.cpp",
+        "words.cpp",
+        "module.cpp",
+    ):
         subprocess.run([COMPILER, *flags, str(CSRC / name)], check=True)
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fvae import ops
-from fvae.models import columns, ends, forms
+from fvae.models import columns, ends, forms, tiles
 from fvae.models.branches import current, in_line
 from fvae.models.convolution import Convolution, conv_transpose2d
 from fvae.ops.autograd import savable
@@ -270,6 +270,8 @@ def on_cpu(
         y = ends.first(x, weight, bias, form) if slope == 0 else None
     elif slope == 1:
         y = ends.last(x, weight, bias, form, relu)
+    if y is None and not relu and tiles.fits(x, weight, form, slope):
+        return tiles.convolve(x, weight, bias, form, slope)
     if y is None and not relu and columns.fits(x, weight, form):
         y = _act(columns.convolve(x, weight, bias, form), slope)
     return y

@@ -134,8 +134,14 @@ def _with_ends(layers: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def _one_by_one(layers: Sequence[Any], x: Tensor) -> Tensor:
-    for layer in layers:
-        y = _ours(layer, x, 1.0)
+    each = list(layers)
+    while each:
+        layer = each.pop(0)
+        # Not where a Flatten stands between: what is ours ends at once.
+        slope = 0.0 if each and type(each[0]) is nn.ReLU else 1.0
+        y = _ours(layer, x, slope)
+        if y is not None and slope == 0:
+            del each[0]
         x = layer(x) if y is None else y
     return x
 

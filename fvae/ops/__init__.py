@@ -16,6 +16,7 @@ from fvae.ops import fakes as fakes  # registers them
 from fvae.ops.adam import LinearGradients, fused_adam, linear_adam
 from fvae.ops.alias import alias_table
 from fvae.ops.both import reparameterize_both
+from fvae.ops.convolution import conv4x4, has_matrix_units
 from fvae.ops.ends import conv_from_bits, conv_to_pixels, packed_bits
 from fvae.ops.index import RowIndex
 from fvae.ops.layers import (
@@ -58,6 +59,7 @@ __all__ = [
     "bias_activation",
     "boosted_trees",
     "build_extension",
+    "conv4x4",
     "conv_from_bits",
     "conv_to_pixels",
     "few_products",
@@ -65,6 +67,7 @@ __all__ = [
     "gather_batch",
     "gaussian_nll",
     "grouped_variance",
+    "has_matrix_units",
     "implementation",
     "linear_adam",
     "linear_backward",

@@ -145,6 +145,21 @@ def _(grad, x, weight, relu, need_x):
     return grad_x, sums, sums.new_empty(weight.shape[1])
 
 
+@torch.library.register_fake("fvae::conv4x4", lib=LIBRARY)
+def _(x, weight, bias, relu, transposed):
+    images, height, width, _ = x.shape
+    if transposed:
+        return x.new_empty((images, 2 * height, 2 * width, weight.shape[3]))
+    return x.new_empty((images, height // 2, width // 2, weight.shape[0]))
+
+
+@torch.library.register_fake("fvae::conv4x4_backward", lib=LIBRARY)
+def _(grad, y, x, weight, transposed, need_x):
+    grad_x = x.new_empty(x.shape if need_x else 0)
+    sums = x.new_empty(weight.shape, dtype=torch.float32)
+    return grad_x, sums, sums.new_empty(grad.shape[3])
+
+
 @torch.library.register_fake("fvae::philox_words", lib=LIBRARY)
 def _(seed, step, stream, index):
     return index.new_empty((*seed.shape, index.shape[0], 4))

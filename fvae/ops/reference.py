@@ -22,6 +22,9 @@ from fvae.ops.both_formulas import reparameterize_both as reparameterize_both
 from fvae.ops.both_formulas import (
     reparameterize_both_backward as reparameterize_both_backward,
 )
+from fvae.ops.conv_formulas import conv4x4 as conv4x4
+from fvae.ops.conv_formulas import conv4x4_backward as conv4x4_backward
+from fvae.ops.conv_formulas import has_matrix_units as has_matrix_units
 from fvae.ops.drawing import drawn_rows, fixed_factor, strides, vote_samples
 from fvae.ops.end_formulas import conv_from_bits as conv_from_bits
 from fvae.ops.end_formulas import conv_from_bits_backward as conv_from_bits_backward

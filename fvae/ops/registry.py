@@ -51,6 +51,10 @@ SCHEMAS = {
     "conv_to_pixels": "(Tensor x, Tensor weight, Tensor bias, bool relu) -> Tensor",
     "conv_to_pixels_backward": "(Tensor grad, Tensor x, Tensor weight, bool relu, bool need_x)"
     " -> (Tensor, Tensor, Tensor)",
+    "conv4x4": "(Tensor x, Tensor weight, Tensor bias, bool relu, bool transposed) -> Tensor",
+    "conv4x4_backward": "(Tensor grad, Tensor? y, Tensor x, Tensor weight, bool transposed,"
+    " bool need_x) -> (Tensor, Tensor, Tensor)",
+    "has_matrix_units": "(Tensor like) -> bool",
     "linear_adam": "(Tensor(a!) steps, Tensor settings, Tensor[] grads, Tensor[] ys, Tensor[] xs,"
     " float[] slopes, Tensor(b!)[] params, Tensor(c!)[] exp_avg, Tensor(d!)[] exp_avg_sq,"
     " Tensor(e!)[] copies, int group, float eps, Tensor? factor=None) -> ()",
@@ -85,6 +89,7 @@ OPS = (
     "linear_backward",
     "conv_from_bits",
     "conv_to_pixels",
+    "conv4x4",
     "linear_adam",
     "fused_adam",
     "metric_votes",
@@ -96,10 +101,10 @@ OPS = (
 METRICS = OPS[-4:]
 #: Those of them that its CUDA part does not have.
 CPU_ONLY = ("boosted_trees",)
-#: Ops of a layer of few channels on one side, which PyTorch has slower on a CPU alone.
+#: Ops of layers that PyTorch has slower on a CPU alone.
 CPU_LAYERS = (
     "packed_bits", "conv_from_bits", "conv_from_bits_backward", "conv_to_pixels",
-    "conv_to_pixels_backward",
+    "conv_to_pixels_backward", "conv4x4", "conv4x4_backward", "has_matrix_units",
 )  # fmt: skip
 #: Words of random numbers, which a GPU's kernels make themselves.
 WORDS = "philox_words"

@@ -1,0 +1,82 @@
+"""Convolutions in bfloat16 on a CPU that multiplies blocks of matrices at once.
+
+With kernels of 4 x 4 and stride 2 nothing has to be written under each place of a kernel for that,
+and the ReLU, its gradient and the bias's are made on the way (``ops.conv4x4``). Other processors
+and other layers are left to :mod:`fvae.models.columns` and to PyTorch.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fvae import ops
+from fvae.models.convolution import Convolution, conv_transpose2d, halves_or_doubles
+from fvae.models.forms import again
+from fvae.ops.autograd import savable
+
+_FVAE: Any = torch.ops.fvae
+#: What the channels on both sides are multiples of.
+CHANNELS = 16
+
+
+def fits(x: Tensor, weight: Tensor, form: Convolution, slope: float) -> bool:
+    """Whether a layer is ours: in bfloat16, of even sides, with a ReLU or nothing after it."""
+    if not (halves_or_doubles(x, weight, form) and x.dtype == weight.dtype == torch.bfloat16):
+        return False
+    if slope not in (0, 1) or weight.shape[0] % CHANNELS or weight.shape[1] % CHANNELS:
+        return False
+    if form.output_padding is None and (x.shape[2] % 2 or x.shape[3] % 2):
+        return False
+    return not _in_another_dtype() and "cpp" in ops.BACKENDS and ops.has_matrix_units()
+
+
+def _in_another_dtype() -> bool:
+    on = torch.is_autocast_enabled("cpu")
+    return on and torch.get_autocast_dtype("cpu") != torch.bfloat16
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, form: Convolution, slope: float) -> Tensor:
+    """act(x * weight + bias) of a layer that :func:`fits`: ``[B, C, H, W]``, channels last."""
+    return _Tiled.apply(x, weight, bias, form.output_padding is not None, slope == 0)
+
+
+def _rows(t: Tensor) -> Tensor:
+    """[B, C, H, W] as [B, H, W, C]; without a copy where they are channels last."""
+    return t.permute(0, 2, 3, 1).contiguous()
+
+
+def _images(rows: Tensor) -> Tensor:
+    return rows.permute(0, 3, 1, 2)
+
+
+class _Tiled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, transposed, relu):
+        rows, w = _rows(x), _rows(weight)
+        y = _FVAE.conv4x4(rows, w, bias.to(w.dtype), relu, transposed)
+        ctx.save_for_backward(*map(savable, (x, weight, bias)), rows, w, y if relu else None)
+        ctx.kind = transposed, relu
+        return _images(y)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, bias, rows, w, y = ctx.saved_tensors
+        transposed, relu = ctx.kind
+        if torch.is_grad_enabled():
+            out = _plainly(x, weight, bias.to(w.dtype), transposed)
+            out = F.relu(out) if relu else out
+            return *again(out, (x, weight, bias), grad), None, None
+        need_x = ctx.needs_input_grad[0]
+        of_x, of_weight, of_bias = _FVAE.conv4x4_backward(
+            _rows(grad), y, rows, w, transposed, need_x
+        )
+        grad_x = _images(of_x) if need_x else None
+        return grad_x, _images(of_weight).to(w.dtype), of_bias.to(bias.dtype), None, None
+
+
+def _plainly(x: Tensor, weight: Tensor, bias: Tensor, transposed: bool) -> Tensor:
+    if transposed:
+        return conv_transpose2d(x, weight, bias, Convolution((2, 2), (1, 1), (0, 0)))
+    return F.conv2d(x, weight, bias, 2, 1)

@@ -1,0 +1,59 @@
+"""Convolutions between the first and the last layer of an autoencoder: the raw steps.
+
+They make gradients, and have none themselves: :mod:`fvae.models.tiles` differentiates with them.
+"""
+
+import torch
+from torch import Tensor
+
+from fvae.ops.checks import check_float
+from fvae.ops.registry import BACKENDS, implementation
+
+
+def conv4x4(
+    x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False, transposed: bool = False,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """conv2d(x) + bias, or conv_transpose2d(x) + bias, or the ReLU of either.
+
+    Kernel 4 x 4, stride 2, padding 1.
+
+    Args:
+        x: ``[B, 2 H, 2 W, C]``; of a transposed one ``[B, H, W, O]``. The extension computes in
+            bfloat16, the reference in any dtype.
+        weight: ``[O, 4, 4, C]`` of either kind, of x's dtype: PyTorch's, channels last.
+        bias: ``[O]``; of a transposed one ``[C]``.
+        relu: whether the output goes through a ReLU.
+        transposed: which of the two.
+        backend: None picks; otherwise a name in :data:`BACKENDS`. The extension has it of C and O
+            that are multiples of 16, and is fast where :func:`has_matrix_units`.
+
+    Returns:
+        ``[B, H, W, O]``; of a transposed one ``[B, 2 H, 2 W, C]``. Of x's dtype; sums are made in
+        float32.
+
+    Raises:
+        TypeError: x is not floating point.
+        ValueError: a shape does not fit, or the backend does not exist.
+        RuntimeError: the extension does not have such channels or such a dtype.
+    """
+    check_float("x", x, (4,), "[B, H, W, C]")
+    _, height, width, channels = x.shape
+    out = weight.shape[3 if transposed else 0 :][:1]
+    wanted = (channels, 4, 4, *out) if transposed else (*out, 4, 4, channels)
+    if weight.shape != wanted or bias.shape != out:
+        expected = (
+            f"[{channels}, 4, 4, C] and [C]" if transposed else f"[O, 4, 4, {channels}] and [O]"
+        )
+        raise ValueError(
+            f"weight and bias: got {list(weight.shape)} and {list(bias.shape)}, expected {expected}"
+        )
+    if not transposed and (height % 2 or width % 2):
+        raise ValueError(f"x: got images of {height} x {width}, expected even sides")
+    return implementation("conv4x4", backend)(x, weight, bias, relu, transposed)
+
+
+def has_matrix_units() -> bool:
+    """Whether this processor multiplies blocks of bfloat16 matrices at once (Intel's AMX)."""
+    run = BACKENDS.get("cpp", {}).get("has_matrix_units")
+    return bool(run and run(torch.empty(0)))
