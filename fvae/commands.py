@@ -228,12 +228,12 @@ def _one_line(box: str) -> str:
 
 
 def _check_resume(base: Train, command: Train) -> None:
-    from fvae.training.checkpoint import RESUMABLE
+    from fvae.training.checkpoint import resumable
 
     for field in dataclasses.fields(Train):
         given, kept = getattr(command, field.name), getattr(base, field.name)
         option = "--" + field.name.replace("_", "-")
-        if given != kept and field.name not in RESUMABLE:
+        if given != kept and field.name not in resumable(base):
             raise UserError(
                 f"{option} {given}: cannot be given with --resume, the run has {kept};"
                 " leave it out, or train a new run"

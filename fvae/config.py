@@ -24,6 +24,7 @@ LATER = (
     "images", "factors", "image_size", "likelihood", "metrics", "correlate", "conv_kernels",
     "shuffle", "tc_sampling", "dip_lambda", "dip_ratio", "capacity", "capacity_steps",
     "capacity_weight", "tc_betas", "dip_lambdas", "capacities", "branches",
+    "learning_rate_schedule", "learning_rate_warmup_steps",
 )  # fmt: skip
 
 
@@ -99,6 +100,11 @@ class TrainConfig:
     """Adam's learning rate of encoder and decoder (betas .9, .999), or of the generator."""
     disc_learning_rate: float = 1e-4
     """Adam's learning rate of the discriminator (betas .5, .9), or of critic and Q head."""
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    """What becomes of both learning rates after their warm-up: they stay, or fall as half a cosine
+    to 0 at the end of --steps, which can then not be raised."""
+    learning_rate_warmup_steps: int = 0
+    """Steps over which both learning rates grow linearly to their values."""
     disc_units: int = 1000
     """Units of each hidden layer of the discriminator."""
     disc_hidden_layers: int = 6
@@ -339,7 +345,7 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "gamma", "beta", "warmup_steps", "mi_weight", "gradient_penalty", "noise_dim", "dip_lambda",
-    "dip_ratio", "capacity", "capacity_steps", "capacity_weight",
+    "dip_ratio", "capacity", "capacity_steps", "capacity_weight", "learning_rate_warmup_steps",
 )  # fmt: skip
 # Refused with objectives that have no use for them.
 _OWNED = (

@@ -24,7 +24,7 @@ from fvae.models.stacked import StackedVAE
 from fvae.philox import Philox
 from fvae.registry import OBJECTIVES
 from fvae.training import checkpoint, objectives
-from fvae.training.adam import Adam
+from fvae.training.adam import Adam, schedule_of
 from fvae.training.distributed import World
 from fvae.training.graph import StepGraph
 from fvae.training.memory import check_memory
@@ -60,6 +60,7 @@ class Trainer:
         self._one: Tensor | None = None  # what backward passes begin with
         groups, gpu = self._build(store.image_shape[0]), self.device.type == "cuda"
         self.optimizer = Adam(groups, config.backend)
+        self.schedule = schedule_of(config)
         self.constants = objectives.constants(config, len(store))
         self.graph = StepGraph() if gpu and config.graph and self.world.size == 1 else None
         self.branches = Branches() if self.graph and config.branches else None
@@ -134,6 +135,8 @@ class Trainer:
             the loss terms of :mod:`fvae.training.objectives`, detached, on the device; the next
             step overwrites them where a graph is replayed.
         """
+        if self.schedule:
+            self.optimizer.scale_rates(self.schedule(self.step_count))
         if self.graph and self.graph.captured:
             terms = self.graph.replay()
         else:
