@@ -43,7 +43,6 @@ RESUMABLE = (
 )  # fmt: skip
 
 
-
 def resumable(config: TrainConfig) -> tuple[str, ...]:
     """Return the settings that may differ between a run and its continuation.
 

@@ -1,4 +1,4 @@
-"""Learning rates that change with the step: their values, and that every kind of step takes them."""
+"""Learning rates that change with the step: their values, and that every kind of step has them."""
 
 import dataclasses
 import math
