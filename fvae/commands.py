@@ -20,9 +20,10 @@ class Train(TrainConfig):
     """Train a model and write a run folder: configuration, log, checkpoint, report."""
 
     recipe: str | None = None
-    """Settings of a published study's models, which options beside it change: kim2018, the
-    defaults, or locatello2019, with an encoder of kernels 4, 4, 2, 2, 256 hidden units and one
-    batch a step; None is kim2018."""
+    """Settings of several options, which options beside it change: paper, or kim2018, the defaults;
+    fast, ten times the learning rate after a warm-up, a smaller discriminator and fewer steps; or
+    locatello2019, with an encoder of kernels 4, 4, 2, 2, 256 hidden units and one batch a step.
+    None is kim2018."""
     out: Path | None = None
     """Run folder to make; None is runs/OBJECTIVE-seedN."""
     resume: Path | None = None

@@ -375,13 +375,22 @@ _LOCATELLO2019: dict[str, Any] = {
     "steps": 300_000, "batch_size": 64, "shuffle": "same", "latent_dim": 10,
     "likelihood": "bernoulli", "learning_rate": 1e-4, "disc_learning_rate": 1e-4,
     "disc_units": 1000, "disc_hidden_layers": 6, "conv_channels": (32, 32, 64, 64),
-    "conv_kernels": (4, 4, 2, 2), "hidden_units": 256,
+    "conv_kernels": (4, 4, 2, 2), "hidden_units": 256, "warmup_steps": 0,
+    "learning_rate_schedule": "constant", "learning_rate_warmup_steps": 0,
 }  # fmt: skip
+_KIM2018 = {name: getattr(TrainConfig, name) for name in _LOCATELLO2019}
 #: What --recipe takes: values of several settings.
 RECIPES: dict[str, dict[str, Any]] = {
-    "kim2018": {name: getattr(TrainConfig, name) for name in _LOCATELLO2019},
+    "paper": _KIM2018,
+    "kim2018": _KIM2018,
     "locatello2019": _LOCATELLO2019,
-}
+    # Minutes on a CPU rather than hours. Without the rates' warm-up some seeds give the mean image
+    # for hundreds of steps: bench/LOG.md.
+    "fast": _KIM2018 | {
+        "steps": 12_000, "learning_rate": 1e-3, "learning_rate_warmup_steps": 500,
+        "warmup_steps": 2000, "disc_units": 256, "disc_hidden_layers": 4,
+    },
+}  # fmt: skip
 #: What --preset of a study takes: its grid, and the settings of its runs.
 PRESETS: dict[str, dict[str, Any]] = {
     "locatello2019": _LOCATELLO2019 | {
