@@ -21,7 +21,7 @@ class Train(TrainConfig):
 
     recipe: str | None = None
     """Settings of several options, which options beside it change: paper, or kim2018, the defaults;
-    fast, ten times the learning rate after a warm-up, a smaller discriminator and fewer steps; or
+    fast, ten times the learning rate, a smaller discriminator and fewer steps; or
     locatello2019, with an encoder of kernels 4, 4, 2, 2, 256 hidden units and one batch a step.
     None is kim2018."""
     out: Path | None = None
