@@ -16,7 +16,7 @@ from small import (
 from fvae.training.trainer import Trainer
 
 MEAN = dataclasses.replace(SMALL, output_bias="mean")
-LAST = "vae.decoder.10.bias"
+LAST = "vae.decoder.11.bias"
 
 
 def _sparse(images):
