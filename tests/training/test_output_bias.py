@@ -47,7 +47,7 @@ def test_no_other_weight_is_another():
     changed = [name for name, value in mean.items() if not torch.equal(value, plain[name])]
     assert changed == [LAST]
     seeds = [dataclasses.replace(MEAN, seed=s) for s in range(2)]
-    biases = {float(Trainer(config, store).state()[LAST]) for config in seeds}
+    biases = {Trainer(config, store).state()[LAST].item() for config in seeds}
     assert len(biases) == 1
 
 
