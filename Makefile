@@ -29,8 +29,7 @@ $(READY): pyproject.toml constraints.txt fvae/_build.py $(wildcard csrc/*)
 
 demo: setup
 	if test -e $(DEMO)/config.json; then $(FVAE) train --resume $(DEMO); \
-	else $(FVAE) train --out $(DEMO) --steps 5000 --seed 0 \
-	  --gamma 35 --warmup-steps 2000 --learning-rate 1e-3 --disc-units 256 --disc-hidden-layers 4; fi
+	else $(FVAE) train --out $(DEMO) --recipe fast --steps 5000; fi
 	$(FVAE) eval $(DEMO)
 	$(FVAE) report $(DEMO)
 

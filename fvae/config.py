@@ -24,6 +24,7 @@ LATER = (
     "images", "factors", "image_size", "likelihood", "metrics", "correlate", "conv_kernels",
     "shuffle", "tc_sampling", "dip_lambda", "dip_ratio", "capacity", "capacity_steps",
     "capacity_weight", "tc_betas", "dip_lambdas", "capacities", "branches",
+    "learning_rate_schedule", "learning_rate_warmup_steps", "output_bias",
 )  # fmt: skip
 
 
@@ -99,6 +100,11 @@ class TrainConfig:
     """Adam's learning rate of encoder and decoder (betas .9, .999), or of the generator."""
     disc_learning_rate: float = 1e-4
     """Adam's learning rate of the discriminator (betas .5, .9), or of critic and Q head."""
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    """What becomes of both learning rates after their warm-up: they stay, or fall as half a cosine
+    to 0 at the end of --steps, which can then not be raised."""
+    learning_rate_warmup_steps: int = 0
+    """Steps over which both learning rates grow linearly to their values."""
     disc_units: int = 1000
     """Units of each hidden layer of the discriminator."""
     disc_hidden_layers: int = 6
@@ -110,6 +116,9 @@ class TrainConfig:
     hidden_units: int = 128
     """Units of the fully connected layer of encoder and decoder; the paper takes 256 on sets
     other than 2D Shapes."""
+    output_bias: Literal["random", "mean"] = "random"
+    """What the biases of the decoder's last layer begin with (the GANs have none): random numbers
+    near 0, or each channel's mean over the images, for bernoulli its logit."""
     mi_weight: float = 1.0
     """Weight lambda of the mutual information bound (infogan, infowgan-gp); Chen et al. 2016."""
     critic_steps: int = 5
@@ -339,7 +348,7 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "gamma", "beta", "warmup_steps", "mi_weight", "gradient_penalty", "noise_dim", "dip_lambda",
-    "dip_ratio", "capacity", "capacity_steps", "capacity_weight",
+    "dip_ratio", "capacity", "capacity_steps", "capacity_weight", "learning_rate_warmup_steps",
 )  # fmt: skip
 # Refused with objectives that have no use for them.
 _OWNED = (
@@ -369,13 +378,17 @@ _LOCATELLO2019: dict[str, Any] = {
     "steps": 300_000, "batch_size": 64, "shuffle": "same", "latent_dim": 10,
     "likelihood": "bernoulli", "learning_rate": 1e-4, "disc_learning_rate": 1e-4,
     "disc_units": 1000, "disc_hidden_layers": 6, "conv_channels": (32, 32, 64, 64),
-    "conv_kernels": (4, 4, 2, 2), "hidden_units": 256,
+    "conv_kernels": (4, 4, 2, 2), "hidden_units": 256, "warmup_steps": 0,
+    "learning_rate_schedule": "constant", "learning_rate_warmup_steps": 0, "output_bias": "random",
 }  # fmt: skip
+_KIM2018 = {name: getattr(TrainConfig, name) for name in _LOCATELLO2019}
 #: What --recipe takes: values of several settings.
 RECIPES: dict[str, dict[str, Any]] = {
-    "kim2018": {name: getattr(TrainConfig, name) for name in _LOCATELLO2019},
-    "locatello2019": _LOCATELLO2019,
-}
+    "paper": _KIM2018, "kim2018": _KIM2018, "locatello2019": _LOCATELLO2019,
+    # Minutes on a CPU rather than hours; what was tried is in bench/LOG.md.
+    "fast": _KIM2018 | {"steps": 12_000, "learning_rate": 1e-3, "output_bias": "mean",
+                        "warmup_steps": 2000, "disc_units": 256, "disc_hidden_layers": 4},
+}  # fmt: skip
 #: What --preset of a study takes: its grid, and the settings of its runs.
 PRESETS: dict[str, dict[str, Any]] = {
     "locatello2019": _LOCATELLO2019 | {

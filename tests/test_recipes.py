@@ -71,6 +71,22 @@ def test_no_recipe_is_kim2018():
     assert RECIPES["kim2018"].keys() == RECIPES["locatello2019"].keys()
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_settings_of_runs_and_of_studies(name):
+    assert RECIPES[name].keys() == RECIPES["kim2018"].keys()
+    for objective in ("factor-vae", "infowgan-gp"):
+        config = _config(f"train --recipe {name} --objective {objective}")
+        assert config == TrainConfig(**RECIPES[name], objective=objective)
+    assert _config(f"study --recipe {name}", StudyConfig) == StudyConfig(**RECIPES[name])
+
+
+def test_the_paper_is_the_default_and_fast_is_fewer_steps_at_a_larger_rate():
+    fast = TrainConfig(**RECIPES["fast"])
+    assert TrainConfig(**RECIPES["paper"]) == TrainConfig()
+    assert fast.steps < TrainConfig.steps and fast.learning_rate > TrainConfig.learning_rate
+    assert 0 < fast.warmup_steps < fast.steps
+
+
 @pytest.mark.parametrize("place", ["{} --recipe locatello2019", "--recipe=locatello2019 {}"])
 def test_an_option_wins_over_the_recipe(place):
     given = "--hidden-units 77 --conv-kernels 2 2 6 4 --shuffle second"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -219,9 +219,11 @@ def initialised(seed: int) -> Iterator[None]:
         yield
 
 
-def build(
-    config: TrainConfig, image_channels: int, discriminator: bool = False
-) -> tuple[VAE, Discriminator | None]:
+#: VAE, and discriminator where the objective has one.
+Networks: TypeAlias = tuple[VAE, Discriminator | None]
+
+
+def build(config: TrainConfig, image_channels: int, discriminator: bool = False) -> Networks:
     """Make the networks of a configuration; the weights depend on its seed alone."""
     with initialised(config.seed):
         vae = VAE(

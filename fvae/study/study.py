@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from fvae.study.work import (
     work,
 )
 from fvae.training import loop, run_data
+from fvae.training.checkpoint import resumable
 from fvae.training.trainer import make_trainer
 
 STUDY_NAME = "study.json"
@@ -74,7 +76,7 @@ def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
     settings = _settings(config)
     store = None
     if kept:
-        _check_same(kept["settings"], settings, out)
+        _check_same(kept["settings"], settings, out, resumable(config))
     else:
         _check_free(out)
         store = data.load(**run_data.where(config), progress=show_progress)
@@ -277,7 +279,7 @@ def _check_free(out: Path) -> None:
         raise UserError(f"--out {out}: is not empty and holds no study; name a new folder")
 
 
-def _check_same(kept: dict, given: dict, out: Path) -> None:
+def _check_same(kept: dict, given: dict, out: Path, free: Collection[str]) -> None:
     defaults = _settings(StudyConfig())
     for name, value in given.items():
         # What is now the default was the rule before there was such a setting, but for what was not
@@ -287,7 +289,7 @@ def _check_same(kept: dict, given: dict, out: Path) -> None:
         shown = " ".join(map(str, old)) if isinstance(old, list) else old
         if name in _FREE or value == old:
             continue
-        if name in ("steps", "seeds"):
+        if name == "seeds" or (name == "steps" and name in free):
             if value < old:
                 raise UserError(
                     f"{option} {value}: {out} was made for {old}; it can only be raised"

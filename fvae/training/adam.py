@@ -7,7 +7,8 @@ Gradients of linear layers may also come unmade (:meth:`Adam.take`): :func:`ops.
 makes them tile by tile where it updates the weights, and they never go to memory.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -15,9 +16,30 @@ import torch
 from torch import Tensor
 
 from fvae import ops
+from fvae.config import TrainConfig
 
 #: What keeps the quotient finite: PyTorch's default, and the one of the papers' own code.
 EPSILON = 1e-8
+
+
+def schedule_of(config: TrainConfig) -> Callable[[int], float] | None:
+    """Return t -> min(1, (t + 1) / W) of a warm-up of W steps, then (1 + cos(pi s)) / 2 if cosine.
+
+    That is the share of their learning rates that both players have in a step, t being the number
+    of steps before it and s = (t - W) / (steps - W). None where it is 1 in every step.
+
+    Source: Loshchilov & Hutter 2017, equation 5, of one period that ends at 0.
+    """
+    warmup, steps = config.learning_rate_warmup_steps, config.steps
+    falls = config.learning_rate_schedule == "cosine"
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = (step - warmup) / max(1, steps - warmup)
+        return (1 + math.cos(math.pi * min(1.0, done))) / 2 if falls else 1.0
+
+    return share if warmup or falls else None
 
 
 class Adam:
@@ -63,6 +85,14 @@ class Adam:
         self._exp_avg = [s["exp_avg"] for s in states]
         self._exp_avg_sq = [s["exp_avg_sq"] for s in states]
         self._copies = [leaf.detach() for leaf in self.leaves] if self._copied else []
+
+    def scale_rates(self, share: float) -> None:
+        """Let each group have this share of its ``lr`` from now on, in a replayed graph too.
+
+        The graph reads the rates where they are on the device, which nobody waits for.
+        """
+        for rate, group in zip(self._settings[:, 0], self.param_groups, strict=True):
+            rate.fill_(share * group["lr"])
 
     def take(self, group: int, gradients: ops.LinearGradients) -> None:
         """Have a group's gradients, unmade; its parameters are each layer's weight and bias.

@@ -42,6 +42,16 @@ RESUMABLE = (
     "factors",
 )  # fmt: skip
 
+
+def resumable(config: TrainConfig) -> tuple[str, ...]:
+    """Return the settings that may differ between a run and its continuation.
+
+    With a schedule that ends with the run, another end would be another run from the first step on.
+    """
+    spans = config.learning_rate_schedule != "constant"
+    return tuple(name for name in RESUMABLE if not (spans and name == "steps"))
+
+
 #: Seconds between checkpoints where ``checkpoint_every`` is None. At full size, 66 MB are fetched
 #: from the device and synced to the disk while training waits: 0.2 to 0.3 s, at most 0.5 % of a
 #: minute, for which no thread that writes meanwhile is worth its while.
@@ -205,7 +215,7 @@ def _read(
     for setting, value in json.loads(config.to_json()).items():
         # A setting that came later than the file had its default's effect then. The size of the
         # images is the data set's, unless it was asked for.
-        free = setting in RESUMABLE or (setting == "image_size" and value is None)
+        free = setting in resumable(config) or (setting == "image_size" and value is None)
         if not free and made_by.get(setting, value) != value:
             raise UserError(
                 f"{path}: was made with {setting} = {made_by.get(setting)!r}, but"

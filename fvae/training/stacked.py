@@ -22,7 +22,6 @@ from fvae.config import TrainConfig
 from fvae.data import Store
 from fvae.device import as_imported
 from fvae.errors import UserError
-from fvae.models import vae as nets
 from fvae.models.stacked import StackedVAE, stack
 from fvae.philox import Philox
 from fvae.registry import OBJECTIVES, Objective
@@ -100,8 +99,7 @@ class StackedTrainer(Trainer):
         self.weight_at = lambda step: value * ((step + offset) / warmup).clamp(max=1.0)
 
     def _build(self, channels: int) -> list[dict]:
-        two = self.objective.discriminator
-        each = [nets.build(config, channels, two) for config in self.configs]
+        each = [self._networks_of(config, channels) for config in self.configs]
         vaes, discriminators = zip(*each, strict=True)
         # One convolution for all fills a GPU better, and is faster in bf16 on a CPU; oneDNN's
         # float32 convolution in groups is slower than as many single ones.

@@ -24,7 +24,7 @@ from fvae.models.stacked import StackedVAE
 from fvae.philox import Philox
 from fvae.registry import OBJECTIVES
 from fvae.training import checkpoint, objectives
-from fvae.training.adam import Adam
+from fvae.training.adam import Adam, schedule_of
 from fvae.training.distributed import World
 from fvae.training.graph import StepGraph
 from fvae.training.memory import check_memory
@@ -60,6 +60,7 @@ class Trainer:
         self._one: Tensor | None = None  # what backward passes begin with
         groups, gpu = self._build(store.image_shape[0]), self.device.type == "cuda"
         self.optimizer = Adam(groups, config.backend)
+        self.schedule = schedule_of(config)
         self.constants = objectives.constants(config, len(store))
         self.graph = StepGraph() if gpu and config.graph and self.world.size == 1 else None
         self.branches = Branches() if self.graph and config.branches else None
@@ -86,11 +87,31 @@ class Trainer:
 
     def _build(self, channels: int) -> list[dict]:
         """Make the networks on the device; return the optimizer's groups, one a player."""
-        config = self.config
-        vae, discriminator = nets.build(config, channels, self.objective.discriminator)
+        vae, discriminator = self._networks_of(self.config, channels)
         self.vae = nets.channels_last(vae, self.device)
         self.discriminator = discriminator.to(self.device) if discriminator else None
         return self._groups()
+
+    def _networks_of(self, config: TrainConfig, channels: int) -> nets.Networks:
+        """Make a run's networks, on the CPU; the decoder's last bias is as the settings ask."""
+        vae, discriminator = nets.build(config, channels, self.objective.discriminator)
+        if config.output_bias == "mean":
+            mean = self._mean_pixel.cpu()
+            last: Any = vae.decoder[-1]
+            with torch.no_grad():
+                # Kept from infinity, where a channel is black in all that were drawn.
+                last.bias.copy_(mean.logit(1e-3) if config.likelihood == "bernoulli" else mean)
+        return vae, discriminator
+
+    @functools.cached_property
+    def _mean_pixel(self) -> Tensor:
+        """Each channel's mean over 1,024 images, the same of every run on this data set."""
+        rng, means = Philox(0, device=self.device), []
+        for _ in range(16):
+            x = ops.gather_batch(self.store, 64, rng, self.config.backend)
+            means.append(x.mean((0, 2, 3), dtype=torch.float64))
+            rng.advance()
+        return torch.stack(means).mean(0).float()
 
     def _groups(self) -> list[dict]:
         """Make the networks that compute; return the optimizer's groups, one a player."""
@@ -134,6 +155,8 @@ class Trainer:
             the loss terms of :mod:`fvae.training.objectives`, detached, on the device; the next
             step overwrites them where a graph is replayed.
         """
+        if self.schedule:
+            self.optimizer.scale_rates(self.schedule(self.step_count))
         if self.graph and self.graph.captured:
             terms = self.graph.replay()
         else:

@@ -339,6 +339,15 @@ def test_a_diverged_run_is_named_and_the_others_go_on(small, tmp_path, capfd):
     assert _state(tmp_path / "a") == before
 
 
+def test_the_end_of_a_schedule_is_not_raised(small, tmp_path):
+    falls = dataclasses.replace(small, objectives=("vae",), learning_rate_schedule="cosine")
+    study.study(falls, tmp_path / "a")
+    before = _state(tmp_path / "a")
+    with pytest.raises(UserError, match="--steps 20: .* was made with .*; leave it so"):
+        study.study(dataclasses.replace(falls, steps=20), tmp_path / "a")
+    assert _state(tmp_path / "a") == before
+
+
 def test_other_settings_are_refused_and_a_grid_can_grow(small, tmp_path):
     folder = tmp_path / "a"
     small = dataclasses.replace(small, objectives=("factor-vae",))

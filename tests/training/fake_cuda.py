@@ -28,6 +28,7 @@ SMALL = TrainConfig(
     device="cuda", batch_size=4, latent_dim=3, disc_units=8, warmup_steps=5, critic_steps=2,
     graph=False, **NETS,
 )  # fmt: skip
+FALLS = {"learning_rate_schedule": "cosine", "learning_rate_warmup_steps": 5}
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 OBJECTIVES = (
     "vae", "beta-vae", "factor-vae", "beta-tcvae", "dip-vae-i", "dip-vae-ii", "annealed-vae",
@@ -125,7 +126,7 @@ def main():
                 settings["correlate"] = CORRELATED.get(kind, ())
                 print(json.dumps(step(likelihood=likelihood, **settings)))
         stratified = {"objective": "beta-tcvae", "tc_sampling": "stratified"}
-        for settings in (stratified, {"objective": "factor-vae", "shuffle": "same"}):
+        for settings in (stratified, {"objective": "factor-vae", "shuffle": "same"}, FALLS):
             for models in (1, 3):
                 print(json.dumps(step(models, precision="bf16", **settings)))
         with DeviceTraffic() as traffic:

@@ -42,7 +42,7 @@ CONFIG = dataclasses.replace(SMALL, batch_size=6)
 SIZE = 2
 
 SHARED = [name for name, objective in OBJECTIVES.items() if objective.distributes]
-#: factor-vae once more, with Gaussian pixels of an odd side and correlated factors.
+#: factor-vae once more, with Gaussian pixels of an odd side, correlated factors and a schedule.
 ODD = "factor-vae of 2 x 17 x 17"
 
 
@@ -63,8 +63,9 @@ def _gradients_and_weights(objective, world):
     """Gradients of each of two steps, and everything a run keeps after six more."""
     if objective == ODD:
         config = dataclasses.replace(
-            _config("factor-vae"), likelihood="gaussian", correlate=("a,b:0.2",)
-        )
+            _config("factor-vae"), likelihood="gaussian", correlate=("a,b:0.2",),
+            learning_rate_schedule="cosine", learning_rate_warmup_steps=3,
+        )  # fmt: skip
         trainer = Trainer(config, _store(17), world)
     else:
         trainer = Trainer(_config(objective), _store(), world)

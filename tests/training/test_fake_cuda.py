@@ -26,9 +26,9 @@ def steps(lines):
 
 def test_no_step_touches_the_host(steps):
     # Nine objectives, four precisions and the reference in one; seven of the objectives stacked,
-    # too. Four kinds of store, two likelihoods, two halves, two backends. Two settings, stacked or
-    # not.
-    assert len(steps) == (9 + 7) * (4 + 1) + 4 * 2 * 2 * 2 + 2 * 2
+    # too. Four kinds of store, two likelihoods, two halves, two backends. Three settings, stacked
+    # or not.
+    assert len(steps) == (9 + 7) * (4 + 1) + 4 * 2 * 2 * 2 + 3 * 2
     for step in steps:
         assert step["host"] == [], step
         assert step["operations"] > 30, step

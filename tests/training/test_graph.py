@@ -43,7 +43,7 @@ def test_a_step_never_waits_for_the_host(objective, backend, store, models, monk
     # Through the interpreter on the CPU, a GPU's step: the same Python, the same launches.
     monkeypatch.setattr(ends, "first", lambda *_: None)  # which a CPU alone has
     config = dataclasses.replace(
-        SMALL, objective=objective, backend=backend,
+        SMALL, objective=objective, backend=backend, learning_rate_warmup_steps=5,
         categorical_sizes=(3, 2) if objective in GANS else (),
     )  # fmt: skip
     trainer = trainer_of(config, store(50), models)
@@ -168,7 +168,7 @@ def test_graph_equals_eager(objective, precision, store, models, backend):
     store = store(500)
     config = TrainConfig(
         objective=objective, device="cuda", precision=precision, disc_units=64, warmup_steps=20,
-        backend=backend, critic_steps=2,
+        backend=backend, critic_steps=2, steps=12, learning_rate_schedule="cosine",
     )  # fmt: skip
     graphed = trainer_of(config, store, models)
     eager = trainer_of(dataclasses.replace(config, graph=False), store, models)

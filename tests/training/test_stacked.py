@@ -76,10 +76,11 @@ def _assert_close(a, b, tolerance=1e-4):
         ("beta-tcvae", 1, {}), ("beta-tcvae", 1, {"tc_sampling": "stratified"}),
         ("dip-vae-i", 1, {}), ("dip-vae-ii", 1, {"dip_ratio": 3.0}), ("annealed-vae", 1, {}),
         ("factor-vae", 1, {"shuffle": "same", "conv_kernels": (4, 4, 2, 2)}),
+        ("factor-vae", 1, {"learning_rate_schedule": "cosine", "learning_rate_warmup_steps": 9}),
     ],
 )  # fmt: skip
 def test_a_hundred_steps_are_those_of_each_model_alone(objective, group, changes, store):
-    configs = _group(objective, **changes)
+    configs = _group(objective, steps=100, **changes)
     if objective == "beta-vae":
         configs[0] = dataclasses.replace(configs[0], objective="vae")
     together = stacked.StackedTrainer(configs, store, group)
@@ -252,7 +253,8 @@ def test_colour_images_train(tmp_path):
 SAME = {"conv_kernels": (4, 4, 4, 2), "shuffle": "same", "learning_rate": 1.0,
         "disc_learning_rate": 1.0, "batch_size": 7, "latent_dim": 3,
         "disc_units": 9, "steps": 13, "precision": "bf16", "data": "x.npz", "log_every": 9,
-        "checkpoint_every": 9, "hidden_units": 9, "conv_channels": (4, 4, 4, 8)}  # fmt: skip
+        "checkpoint_every": 9, "hidden_units": 9, "conv_channels": (4, 4, 4, 8),
+        "learning_rate_schedule": "cosine", "learning_rate_warmup_steps": 9}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SAME)
