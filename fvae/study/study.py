@@ -48,13 +48,16 @@ _FREE = (
 )  # fmt: skip
 
 
-def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
+def study(
+    config: StudyConfig, out: Path, show_progress: bool = False, preset: str | None = None
+) -> int:
     """Bring a study to its end: train, score and show every run that is not finished.
 
     Args:
         config: the grid and the settings of its runs.
         out: the study's folder; one that holds a study is continued.
         show_progress: show bars on stderr rather than lines.
+        preset: whose settings these are; one of the paper's has a page of its own.
 
     Returns:
         exit status: 0, 1 if a run failed, or 128 + the number of the signal that ended it early.
@@ -67,6 +70,7 @@ def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
     if kept and config.precision == "auto":
         config = dataclasses.replace(config, precision=kept["settings"]["precision"])
     config = loop.settle(config)
+    examples = {c.objective: c for c in expand(config).values()}
     _check_machine(config)
     names = of_one_run(config.metrics)
     if names or not config.metrics:
@@ -78,7 +82,7 @@ def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
     else:
         _check_free(out)
         store = data.load(**run_data.where(config), progress=show_progress)
-        for run in {c.objective: c for c in expand(config).values()}.values():
+        for run in examples.values():
             make_trainer(run, store)  # refuse what cannot train
         if store.labels is not None and names != []:  # or cannot be scored
             taken = evaluate.chosen(names, config.protocol, store)
@@ -110,7 +114,9 @@ def _bring_to_its_end(
 ) -> int:
     runs, expected = out / "runs", expand(config)
     asked = asked_of(settings, kept["factors"])
-    todo = {n: c for n, c in expected.items() if not is_finished(runs / n, c, asked)}
+    left = [n for n, c in expected.items() if not is_finished(runs / n, c, asked)]
+    # Seed by seed, so that a study that is stopped has something of every setting.
+    todo = {n: expected[n] for n in sorted(left, key=lambda name: expected[name].seed)}
     for name in expected.keys() - todo.keys():
         _repair(runs / name, expected[name])
     if todo:
