@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from fvae import data, evaluate
 from fvae.config import GRIDS, LATER, StudyConfig, TrainConfig
 from fvae.errors import UserError, warn
 from fvae.files import locked, write_atomically
-from fvae.study import across
+from fvae.study import across, paper
 from fvae.study import page as study_page
 from fvae.study.grid import OF_A_RUN, expand
 from fvae.study.launch import import_ray, ray_tasks, torchrun
+from fvae.study.made import made_with
 from fvae.study.plan import Plan, make_plan
 from fvae.study.progress import StudyProgress
 from fvae.study.work import (
@@ -66,7 +68,7 @@ def study(
         UserError: the folder holds something else or a study of other settings, or a setting
             cannot work.
     """
-    kept = _read(out)
+    kept = read(out)
     if kept and config.precision == "auto":
         config = dataclasses.replace(config, precision=kept["settings"]["precision"])
     config = loop.settle(config)
@@ -75,10 +77,10 @@ def study(
     names = of_one_run(config.metrics)
     if names or not config.metrics:
         evaluate.chosen(names, config.protocol)  # refuse what there is not
-    settings = _settings(config)
+    settings = settings_of(config)
     store = None
     if kept:
-        _check_same(kept["settings"], settings, out)
+        check_same(kept["settings"], settings, out)
     else:
         _check_free(out)
         store = data.load(**run_data.where(config), progress=show_progress)
@@ -97,6 +99,7 @@ def study(
         }  # fmt: skip
     try:
         with locked(out):
+            kept["preset"] = preset if paper.is_paper(preset) else kept.get("preset")
             return _bring_to_its_end(config, settings, kept, out, store, show_progress)
     except BlockingIOError:
         raise UserError(
@@ -113,6 +116,15 @@ def _bring_to_its_end(
     show_progress: bool,
 ) -> int:
     runs, expected = out / "runs", expand(config)
+
+    def the_store() -> data.Store:
+        nonlocal store
+        if store is None:
+            store = data.load(**run_data.where(config), progress=show_progress)
+            if fingerprint := kept.get("fingerprint"):  # a study of version 0.1 has none
+                run_data.compare(str(out), fingerprint, store)
+        return store
+
     asked = asked_of(settings, kept["factors"])
     left = [n for n, c in expected.items() if not is_finished(runs / n, c, asked)]
     # Seed by seed, so that a study that is stopped has something of every setting.
@@ -120,12 +132,13 @@ def _bring_to_its_end(
     for name in expected.keys() - todo.keys():
         _repair(runs / name, expected[name])
     if todo:
-        store = store or data.load(**run_data.where(config), progress=show_progress)
-        if fingerprint := kept.get("fingerprint"):  # a study of version 0.1 has none
-            run_data.compare(str(out), fingerprint, store)
-    if kept["settings"] != settings:
-        kept["settings"] = settings
-        _write(out, kept)
+        store = the_store()
+    made = made_with(config.device)
+    if todo and made not in kept.setdefault("made", []):
+        kept["made"].append(made)
+    kept["settings"] = settings
+    if read(out) != kept:
+        write(out, kept)
     compared = across_of(settings)
     if todo:
         assert store is not None
@@ -135,12 +148,14 @@ def _bring_to_its_end(
             plan = make_plan(config, runs, todo, store, out / LOG_NAME, stop)
             if not stop.number:
                 kept["execution"] = plan.to_dict()
-                _write(out, kept)
+                write(out, kept)
                 ends = {n: c.steps for n, c in todo.items()}
                 done = {n: steps_done(runs / n) for n in todo}
                 with StudyProgress(ends, done, len(expected), plan, show_progress) as progress:
                     dead = _execute(plan, config, runs, asked, store, stop, progress.on_event)
         if stop.number:
+            if paper.is_paper(kept["preset"]):  # what there is of it
+                _show(out, expected, kept, the_store)
             return _stopped(stop)
         for name in dead:
             print(
@@ -151,9 +166,7 @@ def _bring_to_its_end(
     elif not across.missing(out, expected, compared):
         print("every run is finished: nothing to do", file=sys.stderr)
     if across.missing(out, expected, compared):
-        store = store or data.load(**run_data.where(config), progress=show_progress)
-        if fingerprint := kept.get("fingerprint"):
-            run_data.compare(str(out), fingerprint, store)
+        store = the_store()
         with Stop() as stop, contextlib.suppress(Stop.Now):
             stop.droppable = True
             across.update(out, expected, compared, store, config.device)
@@ -163,10 +176,19 @@ def _bring_to_its_end(
     failed = {n: m for n in expected if (m := failure(runs / n))}
     for name, message in failed.items():
         print(f"{name} failed: {message}", file=sys.stderr)
-    page = study_page.write_page(out, expected, kept)
-    print(page)
+    _show(out, expected, kept, the_store)
     unfinished = any(not is_finished(runs / n, c, asked) for n, c in expected.items())
     return 1 if failed or unfinished else 0
+
+
+def _show(
+    out: Path, runs: dict[str, TrainConfig], kept: dict, store: Callable[[], data.Store]
+) -> None:
+    """Write the study's pages, and print their paths."""
+    results = study_page.results_of(out, runs, kept)
+    print(study_page.write_page(out, kept, results))
+    if paper.is_paper(kept["preset"]):
+        print(paper.write_page(out, kept, results, store))
 
 
 def _stopped(stop: Stop) -> int:
@@ -237,7 +259,8 @@ def _repair(run: Path, config: TrainConfig) -> None:
 # --- study.json ----------------------------------------------------------------------------------
 
 
-def _settings(config: StudyConfig) -> dict:
+def settings_of(config: StudyConfig) -> dict:
+    """Return the settings of a study as ``study.json`` holds them."""
     settings = json.loads(config.to_json())
     return {name: value for name, value in settings.items() if name not in OF_A_RUN}
 
@@ -256,7 +279,12 @@ class _Kept(msgspec.Struct):
     execution: _Execution | None
 
 
-def _read(out: Path) -> dict | None:
+def read(out: Path) -> dict | None:
+    """Return the contents of a folder's ``study.json``, None where there is none.
+
+    Raises:
+        UserError: it is no folder, or the file cannot be read.
+    """
     path = out / STUDY_NAME
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
@@ -273,7 +301,8 @@ def _read(out: Path) -> dict | None:
         ) from None
 
 
-def _write(out: Path, kept: dict) -> None:
+def write(out: Path, kept: dict) -> None:
+    """Write a folder's ``study.json``."""
     write_atomically(out / STUDY_NAME, json.dumps(kept, indent=2) + "\n")
 
 
@@ -283,8 +312,13 @@ def _check_free(out: Path) -> None:
         raise UserError(f"--out {out}: is not empty and holds no study; name a new folder")
 
 
-def _check_same(kept: dict, given: dict, out: Path) -> None:
-    defaults = _settings(StudyConfig())
+def check_same(kept: dict, given: dict, out: Path) -> None:
+    """Refuse settings that a study's folder was not made with, and that may not change.
+
+    Raises:
+        UserError: there is such a setting.
+    """
+    defaults = settings_of(StudyConfig())
     for name, value in given.items():
         # What is now the default was the rule before there was such a setting, but for what was not
         # one at all: a grid of another objective, or the size that the data have.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import safetensors
 import safetensors.torch
 import torch
@@ -31,6 +32,8 @@ from fvae.registry import OBJECTIVES
 NAME = "checkpoint.safetensors"
 #: The one before; it stays until another has come after the newest.
 PREVIOUS = "checkpoint.previous.safetensors"
+#: In a run folder whose checkpoint was left out on purpose: which state it was, as JSON.
+KEPT = "kept.json"
 #: A new one that is whole, and about to become the newest.
 NEXT = f".{NAME}.next"
 _FORMAT = "1"
@@ -219,9 +222,12 @@ def _read(
 def state_of(run: Path) -> State | None:
     """Return which state the run is in, None where no checkpoint can be read.
 
-    Of the file only the header and the step are read, where it has a checksum.
+    Of the file only the header and the step are read, where it has a checksum. Of a run that was
+    kept without its checkpoint, this is the state that was kept.
     """
     path = run / NAME
+    if not path.exists():
+        return _kept(run)
     try:
         with open(path, "rb") as file:
             head = file.read(8)
@@ -234,6 +240,16 @@ def state_of(run: Path) -> State | None:
             file.seek(start + begin)
             return State(int.from_bytes(file.read(end - begin), "little", signed=True), str(digest))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
+        return None
+
+
+def _kept(run: Path) -> State | None:
+    try:
+        return msgspec.json.decode((run / KEPT).read_bytes(), type=State)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        warn(f"{run / KEPT}: not a state that can be read ({error}); the run is made again")
         return None
 
 
