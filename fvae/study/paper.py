@@ -92,10 +92,17 @@ def _page(out: Path, kept: dict, results: Results, drawn: dict[str, bytes]) -> s
         note = "<p>The discriminator's estimate: mean over the seeds, and their range.</p>"
         sections.append(("Total correlation over training", note + picture(drawn["tc"])))
     sections += _best_models(out, done, drawn)
-    sections.append(("Ours beside the published numbers", _published_table(which, groups, settings)))
+    sections.append(
+        ("Ours beside the published numbers", _published_table(which, groups, settings))
+    )
     if missing := [row for row in results.rows if row["status"] != "done"]:
         lines = [
-            [html.escape(row["run"]), row["status"], f"{row['steps']:,}", html.escape(row["message"])]
+            [
+                html.escape(row["run"]),
+                row["status"],
+                f"{row['steps']:,}",
+                html.escape(row["message"]),
+            ]
             for row in missing
         ]
         note = "<p>These runs are in none of the figures and means above.</p>"
