@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fvae import report
-from fvae.config import TrainConfig
 from fvae.data import Store
 from fvae.files import write_atomically
 from fvae.report.page import page, picture, table
@@ -92,28 +91,25 @@ def _page(out: Path, kept: dict, results: Results, drawn: dict[str, bytes]) -> s
         note = "<p>The discriminator's estimate: mean over the seeds, and their range.</p>"
         sections.append(("Total correlation over training", note + picture(drawn["tc"])))
     sections += _best_models(out, done, drawn)
-    sections.append(
-        ("Ours beside the published numbers", _published_table(which, groups, settings))
-    )
+    beside = _published_table(which, groups, settings)
+    sections.append(("Ours beside the published numbers", beside))
     if missing := [row for row in results.rows if row["status"] != "done"]:
-        lines = [
-            [
-                html.escape(row["run"]),
-                row["status"],
-                f"{row['steps']:,}",
-                html.escape(row["message"]),
-            ]
-            for row in missing
-        ]
-        note = "<p>These runs are in none of the figures and means above.</p>"
-        head = ["run", "status", "steps", "message"]
-        sections.append(("Runs that are missing", note + html_table(head, lines)))
+        sections.append(("Runs that are missing", _missing_table(missing)))
     made = [(name, value) for one in kept.get("made", []) for name, value in one.items()]
     sections.append(("Made with", table(made)))
     said = table((name, plain(value)) for name, value in settings.items())
     sections.append(("Settings", said + SORTING))
     subtitle = f"Kim & Mnih 2018, {which}, scale {scale}: {len(done)} of {len(results.rows)} runs"
     return page(out.resolve().name, subtitle + " finished", sections)
+
+
+def _missing_table(rows: Rows) -> str:
+    lines = [
+        [html.escape(row["run"]), row["status"], f"{row['steps']:,}", html.escape(row["message"])]
+        for row in rows
+    ]
+    note = "<p>These runs are in none of the figures and means above.</p>"
+    return note + html_table(["run", "status", "steps", "message"], lines)
 
 
 def _about(scale: str, settings: dict, results: Results) -> str:

@@ -65,6 +65,7 @@ def paper_preset(set: str, scale: str) -> str:
     return f"paper-{set}-{scale}"
 
 
+_PAPER = {paper_preset(name, scale): _paper(name, scale) for name in SETS for scale in SCALES}
 PRESETS: dict[str, dict[str, Any]] = {
     "locatello2019": RECIPES["locatello2019"] | {
         "objectives": (
@@ -72,4 +73,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         ),
         "seeds": 50, "protocol": "locatello2019",
     } | {name: getattr(StudyConfig, name) for name in GRIDS},
-} | {paper_preset(name, scale): _paper(name, scale) for name in SETS for scale in SCALES}  # fmt: skip
+} | _PAPER  # fmt: skip

@@ -1,4 +1,4 @@
-"""Published numbers that a reproduction of the FactorVAE paper is laid beside, each with its source.
+"""Published numbers that a reproduction of the FactorVAE paper is laid beside, with their sources.
 
 None of the paper's own numbers could be read from it here: those that stand in people's memory say
 so. All are of about as many steps as the paper's, with other networks' code and other metric code;
