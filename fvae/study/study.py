@@ -82,7 +82,7 @@ def study(
     if kept:
         check_same(kept["settings"], settings, out)
     else:
-        _check_free(out)
+        check_free(out)
         store = data.load(**run_data.where(config), progress=show_progress)
         for run in examples.values():
             make_trainer(run, store)  # refuse what cannot train
@@ -306,7 +306,12 @@ def write(out: Path, kept: dict) -> None:
     write_atomically(out / STUDY_NAME, json.dumps(kept, indent=2) + "\n")
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
+    """Refuse a folder that holds something, and no study.
+
+    Raises:
+        UserError: it does.
+    """
     # What a killed process left of a study.json is not somebody's file.
     if out.is_dir() and any(not p.name.startswith(f".{STUDY_NAME}.") for p in out.iterdir()):
         raise UserError(f"--out {out}: is not empty and holds no study; name a new folder")
