@@ -17,7 +17,7 @@ from fvae.files import write_atomically
 from fvae.study import paper
 from fvae.study import study as studies
 from fvae.study.grid import OF_A_RUN, expand
-from fvae.study.page import RESULTS_NAME, results_of
+from fvae.study.page import RESULTS_NAME, results_of, write_page
 from fvae.study.work import FAILED_NAME, Asked, asked_of, failure, is_finished
 from fvae.training import checkpoint, log, loop, run_data
 
@@ -29,7 +29,8 @@ def carry(source: Path, target: Path) -> list[str]:
     """Take the finished runs of a study over into another folder, without their checkpoints.
 
     Runs that are there, finished or with a checkpoint, stay as they are. The other folder gets the
-    larger grid of the two, and ``results.csv`` and the paper's figures anew.
+    larger grid of the two, and ``results.csv`` and the paper's figures anew; this one gets its
+    pages as it is by now.
 
     Args:
         source: a study's folder; another process may be at work in it.
@@ -52,9 +53,10 @@ def carry(source: Path, target: Path) -> list[str]:
     config = StudyConfig.from_fields(kept["settings"], (*LATER, *OF_A_RUN))
     runs, asked = expand(config), asked_of(kept["settings"], kept["factors"])
     is_paper = paper.is_paper(kept.get("preset"))
+    results = results_of(source, runs, kept)
+    write_page(source, kept, results)
     if is_paper:  # so that the best models are drawn, whose checkpoints stay behind
-        paper.write_page(source, kept, results_of(source, runs, kept),
-                         lambda: data.load(**run_data.where(config)))  # fmt: skip
+        paper.write_page(source, kept, results, lambda: data.load(**run_data.where(config)))
     target.mkdir(parents=True, exist_ok=True)
     studies.write(target, kept)
     copied = [name for name, config in runs.items() if _take(source, target, name, config, asked)]
