@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fvae.commands import Data, Doctor, Eval, Report, Study, Train, Traverse, parse
+from fvae.commands import Data, Doctor, Eval, Paper, Report, Study, Train, Traverse, parse
 from fvae.config import StudyConfig, TrainConfig
 from fvae.errors import UserError
 from fvae.streams import OutputLost, abandon, end_in_order
@@ -190,7 +190,18 @@ def _traverse(command: Traverse) -> int:
     return 0
 
 
+def _paper(command: Paper) -> int:
+    from fvae.study.presets import paper_preset
+
+    name = paper_preset(command.set, command.scale)
+    return _bring_to_its_end(command, command.out or Path("runs") / name, name)
+
+
 def _study(command: Study) -> int:
+    return _bring_to_its_end(command, command.out, command.preset)
+
+
+def _bring_to_its_end(command: Study | Paper, out: Path, preset: str | None) -> int:
     from fvae.device import keep_freed_memory
     from fvae.study.study import study
 
@@ -200,7 +211,7 @@ def _study(command: Study) -> int:
     keep_freed_memory()
     names = [f.name for f in dataclasses.fields(StudyConfig) if f.init]
     config = StudyConfig(**{name: getattr(command, name) for name in names})
-    return study(config, command.out, _stderr.is_terminal)
+    return study(config, out, _stderr.is_terminal, preset)
 
 
 def _data(command: Data) -> int:
@@ -230,6 +241,7 @@ _COMMANDS: dict[type, Callable[[Any], int]] = {
     Report: _report,
     Traverse: _traverse,
     Study: _study,
+    Paper: _paper,
     Data: _data,
     Doctor: _doctor,
 }

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fvae.config import PRESETS, RECIPES, StudyConfig, TrainConfig
+from fvae.config import RECIPES, StudyConfig, TrainConfig
 from fvae.errors import UserError
 from fvae.registry import DATA, METRICS, OBJECTIVES, Registry
+from fvae.study.presets import PRESETS, SCALES, SETS, paper_preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +99,32 @@ class Study(StudyConfig):
 
     preset: str | None = None
     """A published study's grid and settings, which options beside it change: locatello2019, six
-    objectives with six weights and 50 seeds each, of its recipe and protocol."""
+    objectives with six weights and 50 seeds each, of its recipe and protocol; the others are those
+    of `fvae paper`."""
     recipe: str | None = None
     """As of `fvae train`; None is kim2018, or the preset's."""
     out: Path = Path("runs/study")
     """The study's folder: study.html, results.csv, study.json, and a run folder for each run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper(StudyConfig):
+    """Reproduce the FactorVAE paper's comparison with beta-VAE and InfoWGAN-GP on one page.
+
+    It is `fvae study --preset paper-SET-SCALE`: the same command again continues it, and the other
+    options of a study change its settings. Beside the study's page comes paper.html, the paper's
+    figures and ours beside the published numbers.
+    """
+
+    set: str = "2d-shapes"
+    """The paper's data set: 2d-shapes (dSprites) or 3d-shapes (3D Shapes), both rendered here
+    unless --data names the published file."""
+    scale: str = "smoke"
+    """smoke (minutes; shows that everything works, and nothing else), cpu (a night on two cores) or
+    full (as published: 300,000 or 500,000 steps, 10 seeds)."""
+    out: Path | None = None
+    """The study's folder: paper.html, figures/, and what `fvae study` makes; None is
+    runs/paper-SET-SCALE."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,16 +151,19 @@ def _offer_registered() -> None:
     # Written as calls: Literal[...] and tuple[...] are for names that a type checker can read.
     objectives: Any = Literal.__getitem__(tuple(OBJECTIVES))
     Train.__annotations__["objective"] = _helped(objectives, "What to minimise: ", OBJECTIVES)
-    Study.__annotations__["objectives"] = types.GenericAlias(tuple, (objectives, ...))
+    several = types.GenericAlias(tuple, (objectives, ...))
+    Study.__annotations__["objectives"] = Paper.__annotations__["objectives"] = several
     recipes: Any = Literal.__getitem__((None, *RECIPES))
     Train.__annotations__["recipe"] = Study.__annotations__["recipe"] = recipes
     Study.__annotations__["preset"] = Literal.__getitem__((None, *PRESETS))
+    Paper.__annotations__["set"] = Literal.__getitem__(SETS)
+    Paper.__annotations__["scale"] = Literal.__getitem__(SCALES)
     drawn = (
         "Data set: the path of a published set (dSprites .npz, 3D Shapes .h5, 3D Faces .pth, MPI3D"
         " .npz, Cars3D, SmallNORB), of a .npz, .npy or .h5 with an array of images, or of a folder,"
         " .zip or .tar of pictures (CelebA, 3D Chairs); or made here, "
     )
-    for command in (Train, Study):
+    for command in (Train, Study, Paper):
         command.__annotations__["data"] = _helped(str, drawn, DATA)
     Eval.__doc__ = f"Score a run on the same codes: {', '.join(m.about for m in METRICS.values())}."
 
@@ -157,20 +182,25 @@ def parse(arguments: list[str]) -> Any:
         SystemExit: help was asked for, and printed.
     """
     _offer_registered()
-    recipe, preset = (_option(arguments, name) for name in ("--recipe", "--preset"))
+    names = ("recipe", "preset", "set", "scale")
+    first = {name: _option(arguments, "--" + name) for name in names}
+    recipe, preset = first["recipe"], first["preset"]
+    if arguments[:1] == ["paper"]:
+        first = {"set": first["set"] or Paper.set, "scale": first["scale"] or Paper.scale}
+        recipe, preset = None, paper_preset(**first)
     base, resumed = Train(), None
     if arguments[:1] == ["train"]:
         resumed = _option(arguments, "--resume")
         if resumed is not None:
             config = TrainConfig.from_file(Path(resumed) / "config.json")
             base = Train(**dataclasses.asdict(config), resume=Path(resumed))
-    if arguments[:1] in (["train"], ["study"]):
+    if arguments[:1] in (["train"], ["study"], ["paper"]):
         settings = PRESETS.get(preset or "", {}) | RECIPES.get(recipe or "", {})
         # In front, so that what was given wins.
         arguments = [arguments[0], *_words(settings), *arguments[1:]]
     train = Annotated[Train, tyro.conf.subcommand("train", default=base)]
     commands: Any = train  # a union that only running code knows
-    for kind in (Eval, Report, Traverse, Study, Data, Doctor):
+    for kind in (Eval, Report, Traverse, Study, Paper, Data, Doctor):
         commands |= Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())]
     # tyro prints an error as a box of several lines; people's scripts want one.
     errors = io.StringIO()
@@ -187,8 +217,8 @@ def parse(arguments: list[str]) -> Any:
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(errors.getvalue())) from None
-    for name, first in (("recipe", recipe), ("preset", preset)):
-        if str(getattr(command, name, first)) != str(first):
+    for name, value in first.items():
+        if str(getattr(command, name, value)) != str(value):
             raise UserError(f"--{name}: given twice; leave one of them out")
     if resumed is not None:
         if recipe is not None:

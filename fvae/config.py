@@ -23,7 +23,7 @@ LATER = (
     "mi_weight", "critic_steps", "gradient_penalty", "noise_dim", "categorical_sizes",
     "images", "factors", "image_size", "likelihood", "metrics", "correlate", "conv_kernels",
     "shuffle", "tc_sampling", "dip_lambda", "dip_ratio", "capacity", "capacity_steps",
-    "capacity_weight", "tc_betas", "dip_lambdas", "capacities", "branches",
+    "capacity_weight", "tc_betas", "dip_lambdas", "capacities", "branches", "own",
     "learning_rate_schedule", "learning_rate_warmup_steps", "output_bias",
 )  # fmt: skip
 
@@ -294,6 +294,8 @@ class StudyConfig(TrainConfig):
     """Weights lambda_od, for dip-vae-i and dip-vae-ii; those of Locatello et al. 2019."""
     capacities: tuple[float, ...] = (5.0, 10.0, 25.0, 50.0, 75.0, 100.0)
     """Capacities in nats, for annealed-vae; those of Locatello et al. 2019."""
+    own: tuple[str, ...] = ()
+    """Settings of one objective's runs alone, such as infowgan-gp:steps=1200,learning_rate=1e-4."""
     seeds: int = 5
     """Runs of each setting, with the seeds 0, 1, ..."""
     protocol: str = "kim2018"
@@ -388,13 +390,4 @@ RECIPES: dict[str, dict[str, Any]] = {
     # Minutes on a CPU rather than hours; what was tried is in bench/LOG.md.
     "fast": _KIM2018 | {"steps": 12_000, "learning_rate": 1e-3, "output_bias": "mean",
                         "warmup_steps": 2000, "disc_units": 256, "disc_hidden_layers": 4},
-}  # fmt: skip
-#: What --preset of a study takes: its grid, and the settings of its runs.
-PRESETS: dict[str, dict[str, Any]] = {
-    "locatello2019": _LOCATELLO2019 | {
-        "objectives": (
-            "beta-vae", "factor-vae", "beta-tcvae", "dip-vae-i", "dip-vae-ii", "annealed-vae",
-        ),
-        "seeds": 50, "protocol": "locatello2019",
-    } | {name: getattr(StudyConfig, name) for name in GRIDS},
 }  # fmt: skip

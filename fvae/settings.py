@@ -42,6 +42,22 @@ def correlation_of(pair: str) -> Correlation:
     return Correlation(first, second[0], sigma)
 
 
+def assignments_of(option: str, text: str) -> tuple[str, dict[str, str]]:
+    """Return what "name:setting=value,setting=value" says: the name, and values by setting.
+
+    Raises:
+        UserError: it is written otherwise, or names a setting twice.
+    """
+    name, _, pairs = text.partition(":")
+    values = dict(pair.partition("=")[::2] for pair in pairs.split(","))
+    if not name or not all(values) or not all(values.values()) or pairs.count("=") != len(values):
+        raise UserError(
+            f"{option} {text}: expected an objective and settings, as in"
+            " infowgan-gp:steps=1200,learning_rate=1e-4"
+        )
+    return name, values
+
+
 def plain(option: str, kind: Any, value: Any) -> Any:
     """Return a setting as JSON holds it: NumPy's numbers and those in tensors as Python's."""
     of = get_args(kind)

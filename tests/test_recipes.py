@@ -15,10 +15,11 @@ from torch import nn
 import fvae
 from fvae import report
 from fvae.commands import parse
-from fvae.config import GRIDS, PRESETS, RECIPES, StudyConfig, TrainConfig
+from fvae.config import GRIDS, RECIPES, StudyConfig, TrainConfig
 from fvae.models import infogan
 from fvae.models import vae as nets
 from fvae.study.grid import expand
+from fvae.study.presets import PRESETS
 from fvae.training import memory
 from fvae.training.trainer import Trainer
 

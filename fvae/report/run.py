@@ -102,6 +102,19 @@ def by_kl(kl: Tensor) -> list[int]:
 
 
 @as_imported()
+def traversal_png(run: Path, store: Store) -> bytes:
+    """Return the PNG file of a run's traversals: a row for each latent dimension, by falling KL.
+
+    Raises:
+        UserError: the run cannot be read, or is of other data.
+    """
+    model = checkpoint.load(run)
+    run_data.check(run, store)
+    code, kl = _start_code(model, store, TrainConfig.from_file(run / "config.json").seed)
+    return png_of(_traversal_figure(model, code, kl))
+
+
+@as_imported()
 def write_traversals(run: Path, store: Store, out: Path | None = None) -> tuple[Path, Path]:
     """Write ``traversal.png`` and ``traversal.gif`` of a run: a row or tile for each latent.
 
@@ -211,7 +224,8 @@ def _curves_figure(log: list[dict]) -> plt.Figure:
     return figure
 
 
-def _votes_figure(scores: dict) -> plt.Figure:
+def votes_figure(scores: dict) -> plt.Figure:
+    """Draw the votes of the FactorVAE metric in the contents of an ``eval-*.json`` as a matrix."""
     votes = np.array(scores["factor_vae"]["votes"])
     dims = np.sort(np.argsort(-votes.sum(1), kind="stable")[:_MOST])
     votes = votes[dims]
@@ -258,7 +272,7 @@ def write_report(run: Path, store: Store) -> Path:
         for s in scores:
             if s.get("factor_vae", {}).get("votes") and is_of(s, state):
                 title = f"Votes of the FactorVAE metric, {s['protocol']}"
-                sections.append((title, picture(png_of(_votes_figure(s)))))
+                sections.append((title, picture(png_of(votes_figure(s)))))
     else:
         command = html.escape(f"fvae eval {run}")
         note = f"<p>Not scored yet: run <code>{command}</code>, then make this page again.</p>"

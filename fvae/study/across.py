@@ -120,7 +120,8 @@ def _settings(out: Path, runs: dict[str, TrainConfig]) -> dict[str, dict[str, st
     groups: dict[str, dict[str, str]] = defaultdict(dict)
     for name, config in runs.items():
         run = out / "runs" / name
-        if failure(run) is None and steps_done(run) >= config.steps:
+        there = (run / checkpoint.NAME).exists()  # or it was kept without
+        if there and failure(run) is None and steps_done(run) >= config.steps:
             state = checkpoint.state_of(run)
             assert state is not None  # or no step was done
             groups[setting_of(config)][name] = state.fingerprint

@@ -38,7 +38,15 @@ def mean_std(rows: Rows, name: str) -> tuple[float, float] | None:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def _styles(groups: dict[str, Rows]) -> dict[str, tuple[str, str]]:
+def level(axis: plt.Axes, score: tuple[float, float], colour: str, label: str) -> None:
+    """Draw a score that belongs to no x: a line across, and a band of one standard deviation."""
+    mean, std = score
+    axis.axhline(mean, color=colour, linestyle=":", label=label)
+    axis.axhspan(mean - std, mean + std, color=colour, alpha=0.08, linewidth=0)
+
+
+def styles(groups: dict[str, Rows]) -> dict[str, tuple[str, str]]:
+    """Return each objective's colour and marker."""
     objectives = dict.fromkeys(rows[0]["objective"] for rows in groups.values())
     n = len(_COLOURS)
     return {o: (_COLOURS[i % n], _MARKERS[i % n]) for i, o in enumerate(objectives)}
@@ -46,14 +54,14 @@ def _styles(groups: dict[str, Rows]) -> dict[str, tuple[str, str]]:
 
 def _scatter(axis: plt.Axes, groups: dict[str, Rows], name: str, weights_shown: bool) -> None:
     """One point a setting, reconstruction error on x, ``name`` on y, joined within an objective."""
-    for objective, (colour, marker) in _styles(groups).items():
+    for objective, (colour, marker) in styles(groups).items():
         points, label = [], objective
         for rows in groups.values():
             x, y = mean_std(rows, "recon"), mean_std(rows, name)
             if rows[0]["objective"] != objective or y is None:
                 continue
             if x is None:  # a GAN reconstructs nothing
-                axis.axhline(y[0], color=colour, linestyle=":", label=label)
+                level(axis, y, colour, label)
                 continue
             points.append((float(rows[0]["weight"] or 0), x, y, rows[0]["weight"]))
         points.sort(key=lambda point: point[0])
@@ -78,7 +86,8 @@ def _scatter(axis: plt.Axes, groups: dict[str, Rows], name: str, weights_shown: 
     axis.margins(0.08)
 
 
-def _explained(groups: dict[str, Rows]) -> str:
+def explained(groups: dict[str, Rows]) -> str:
+    """Say what the points, bars and numbers of a figure of settings are."""
     weights = [
         f"{OBJECTIVES[name].weight} ({name})"
         for name in dict.fromkeys(rows[0]["objective"] for rows in groups.values())
@@ -93,11 +102,16 @@ def _explained(groups: dict[str, Rows]) -> str:
 
 def trade_off(groups: dict[str, Rows], name: str, title: str) -> str:
     """Draw a score against reconstruction error, as the paper does."""
+    return explained(groups) + picture(png_of(trade_off_figure(groups, name, title)))
+
+
+def trade_off_figure(groups: dict[str, Rows], name: str, title: str) -> plt.Figure:
+    """Return the figure of :func:`trade_off`."""
     figure, axis = plt.subplots(figsize=(8.5, 5.2))
     _scatter(axis, groups, name, True)
     axis.set_ylabel(title, fontsize=9)
     axis.legend(fontsize=8, frameon=False)
-    return _explained(groups) + picture(png_of(figure))
+    return figure
 
 
 def small_multiples(groups: dict[str, Rows], names: Sequence[str]) -> str:
@@ -135,14 +149,31 @@ def without_scores(groups: dict[str, Rows]) -> str:
         axis.set_ylabel(title, fontsize=9)
     axes[0, 0].legend(fontsize=8, frameon=False)
     figure.tight_layout()
-    return _explained(groups) + picture(png_of(figure))
+    return explained(groups) + picture(png_of(figure))
 
 
 def tc_curves(out: Path, groups: dict[str, Rows]) -> str:
     """Draw TC by step: a line for each setting that logs it, with the range over the seeds."""
+    figure = tc_figure(out, groups)
+    if figure is None:
+        return ""
+    note = (
+        "<p>The estimate that training logs: mean over the seeds, and their range. Objectives"
+        " without one are not shown."
+    )
+    if any(row["objective"] == "beta-tcvae" for rows in groups.values() for row in rows):
+        note += (
+            " That of beta-tcvae is a batch's: with weighted sampling it is (d - 1) log N above the"
+            " batch's own mixture, of d dimensions and N images."
+        )
+    return f"{note}</p>" + picture(png_of(figure))
+
+
+def tc_figure(out: Path, groups: dict[str, Rows]) -> plt.Figure | None:
+    """Return the figure of :func:`tc_curves`, None where no setting logs a TC."""
     shown = {s: rows for s, rows in groups.items() if all(row["tc"] != "" for row in rows)}
     if not shown:
-        return ""
+        return None
     objectives = dict.fromkeys(rows[0]["objective"] for rows in shown.values())
     # One panel each: a discriminator and a batch estimate on scales of their own.
     size = (7.2, 3.6 * len(objectives))
@@ -152,16 +183,7 @@ def tc_curves(out: Path, groups: dict[str, Rows]) -> str:
         if len(objectives) > 1:
             axis.set_title(objective, fontsize=9)
     figure.tight_layout()
-    note = (
-        "<p>The estimate that training logs: mean over the seeds, and their range. Objectives"
-        " without one are not shown."
-    )
-    if "beta-tcvae" in objectives:
-        note += (
-            " That of beta-tcvae is a batch's: with weighted sampling it is (d - 1) log N above the"
-            " batch's own mixture, of d dimensions and N images."
-        )
-    return f"{note}</p>" + picture(png_of(figure))
+    return figure
 
 
 def _draw_tc(axis: plt.Axes, out: Path, groups: dict[str, Rows]) -> None:

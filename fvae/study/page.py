@@ -5,6 +5,7 @@ import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from fvae.config import TrainConfig
 from fvae.files import encoded, write_atomically
@@ -30,19 +31,34 @@ def _columns(scores: Sequence[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def write_page(out: Path, runs: dict[str, TrainConfig], kept: dict) -> Path:
-    """Write ``study.html`` and ``results.csv``, unless they already show these results.
+class Results(NamedTuple):
+    """What a study has so far: a row of values for each run, and the names of its scores."""
+
+    rows: Rows
+    scores: list[str]
+    asked: Asked | None
+
+    @property
+    def done(self) -> Rows:
+        """The rows of finished runs."""
+        return [row for row in self.rows if row["status"] == "done"]
+
+    def csv(self) -> bytes:
+        """Return the contents of ``results.csv``."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, _columns(self.scores), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return encoded(text.getvalue())
+
+
+def results_of(out: Path, runs: dict[str, TrainConfig], kept: dict) -> Results:
+    """Read what a study's folder holds.
 
     Args:
         out: the study's folder.
         runs: the runs of its grid by name.
         kept: the contents of ``study.json``.
-
-    Returns:
-        the page's path.
-
-    Raises:
-        OSError: the folder cannot be written.
     """
     asked = asked_of(kept["settings"], kept["factors"])
     compared = across_of(kept["settings"])
@@ -53,16 +69,28 @@ def write_page(out: Path, runs: dict[str, TrainConfig], kept: dict) -> Path:
         _row(out / "runs" / name, config, asked, scores, beside.get(name, {}))
         for name, config in runs.items()
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _columns(scores), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path, results = out / PAGE_NAME, out / RESULTS_NAME
-    content = encoded(text.getvalue())
+    return Results(rows, scores, asked)
+
+
+def write_page(out: Path, kept: dict, results: Results) -> Path:
+    """Write ``study.html`` and ``results.csv``, unless they already show these results.
+
+    Args:
+        out: the study's folder.
+        kept: the contents of ``study.json``.
+        results: of :func:`results_of`.
+
+    Returns:
+        the page's path.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path, csv_path, content = out / PAGE_NAME, out / RESULTS_NAME, results.csv()
     # The table is written last: where it is up to date, so is the page.
-    if not _is_whole(path) or not results.exists() or results.read_bytes() != content:
-        write_atomically(path, _page(out, rows, scores, kept, asked))
-        write_atomically(results, content)
+    if not _is_whole(path) or not csv_path.exists() or csv_path.read_bytes() != content:
+        write_atomically(path, _page(out, kept, results))
+        write_atomically(csv_path, content)
     return path
 
 
@@ -96,9 +124,10 @@ def _row(
     return row
 
 
-def _page(out: Path, rows: Rows, scores: Sequence[str], kept: dict, asked: Asked | None) -> str:
+def _page(out: Path, kept: dict, results: Results) -> str:
+    rows, scores, asked = results
     settings, protocol = kept["settings"], asked.protocol if asked else None
-    done = [row for row in rows if row["status"] == "done"]
+    done = results.done
     groups = by_setting(done)
     scores = [n for n in scores if any(row[n] != "" for row in done)]
     drawn = [n for n in scores if any(mean_std(rows, n) for rows in groups.values())]
@@ -129,11 +158,11 @@ def _page(out: Path, rows: Rows, scores: Sequence[str], kept: dict, asked: Asked
     if failed:
         note = "<p>These runs are left out of every mean above.</p>"
         sections.append(("Failed runs", note + table((r["run"], r["message"]) for r in failed)))
-    sections.append(("Runs", tables.run_table(rows, scores)))
+    sections.append(("Runs", tables.run_table(out, rows, scores)))
     if kept["execution"]:
         sections.append(("How the runs were executed", _execution(kept["execution"])))
-    shown = table((k, _plain(v)) for k, v in settings.items())
-    sections.append(("Settings of the study", shown + tables.SORTING))
+    listed = table((k, plain(v)) for k, v in settings.items())
+    sections.append(("Settings of the study", listed + tables.SORTING))
     subtitle = f"{len(done)} of {len(rows)} runs finished on {settings['data']}"
     return page(out.resolve().name, subtitle, sections)
 
@@ -147,7 +176,8 @@ def _why_none(kept: dict, asked: Asked | None) -> str:
     return "This data set has labels of which the FactorVAE metric cannot be taken"
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """Return a setting as a table shows it."""
     return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from fvae import data, evaluate
 from fvae.config import GRIDS, LATER, StudyConfig, TrainConfig
 from fvae.errors import UserError, warn
 from fvae.files import locked, write_atomically
-from fvae.study import across
+from fvae.study import across, paper
 from fvae.study import page as study_page
 from fvae.study.grid import OF_A_RUN, expand
 from fvae.study.launch import import_ray, ray_tasks, torchrun
+from fvae.study.made import made_with
 from fvae.study.plan import Plan, make_plan
 from fvae.study.progress import StudyProgress
 from fvae.study.work import (
@@ -50,13 +51,16 @@ _FREE = (
 )  # fmt: skip
 
 
-def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
+def study(
+    config: StudyConfig, out: Path, show_progress: bool = False, preset: str | None = None
+) -> int:
     """Bring a study to its end: train, score and show every run that is not finished.
 
     Args:
         config: the grid and the settings of its runs.
         out: the study's folder; one that holds a study is continued.
         show_progress: show bars on stderr rather than lines.
+        preset: whose settings these are; one of the paper's has a page of its own.
 
     Returns:
         exit status: 0, 1 if a run failed, or 128 + the number of the signal that ended it early.
@@ -65,22 +69,23 @@ def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
         UserError: the folder holds something else or a study of other settings, or a setting
             cannot work.
     """
-    kept = _read(out)
+    kept = read(out)
     if kept and config.precision == "auto":
         config = dataclasses.replace(config, precision=kept["settings"]["precision"])
     config = loop.settle(config)
+    examples = {c.objective: c for c in expand(config).values()}
     _check_machine(config)
     names = of_one_run(config.metrics)
     if names or not config.metrics:
         evaluate.chosen(names, config.protocol)  # refuse what there is not
-    settings = _settings(config)
+    settings = settings_of(config)
     store = None
     if kept:
-        _check_same(kept["settings"], settings, out, resumable(config))
+        check_same(kept["settings"], settings, out)
     else:
-        _check_free(out)
+        check_free(out)
         store = data.load(**run_data.where(config), progress=show_progress)
-        for run in {c.objective: c for c in expand(config).values()}.values():
+        for run in examples.values():
             make_trainer(run, store)  # refuse what cannot train
         if store.labels is not None and names != []:  # or cannot be scored
             taken = evaluate.chosen(names, config.protocol, store)
@@ -95,6 +100,7 @@ def study(config: StudyConfig, out: Path, show_progress: bool = False) -> int:
         }  # fmt: skip
     try:
         with locked(out):
+            kept["preset"] = preset if paper.is_paper(preset) else kept.get("preset")
             return _bring_to_its_end(config, settings, kept, out, store, show_progress)
     except BlockingIOError:
         raise UserError(
@@ -111,17 +117,29 @@ def _bring_to_its_end(
     show_progress: bool,
 ) -> int:
     runs, expected = out / "runs", expand(config)
+
+    def the_store() -> data.Store:
+        nonlocal store
+        if store is None:
+            store = data.load(**run_data.where(config), progress=show_progress)
+            if fingerprint := kept.get("fingerprint"):  # a study of version 0.1 has none
+                run_data.compare(str(out), fingerprint, store)
+        return store
+
     asked = asked_of(settings, kept["factors"])
-    todo = {n: c for n, c in expected.items() if not is_finished(runs / n, c, asked)}
+    left = [n for n, c in expected.items() if not is_finished(runs / n, c, asked)]
+    # Seed by seed, so that a study that is stopped has something of every setting.
+    todo = {n: expected[n] for n in sorted(left, key=lambda name: expected[name].seed)}
     for name in expected.keys() - todo.keys():
         _repair(runs / name, expected[name])
     if todo:
-        store = store or data.load(**run_data.where(config), progress=show_progress)
-        if fingerprint := kept.get("fingerprint"):  # a study of version 0.1 has none
-            run_data.compare(str(out), fingerprint, store)
-    if kept["settings"] != settings:
-        kept["settings"] = settings
-        _write(out, kept)
+        store = the_store()
+    made = made_with(config.device)
+    if todo and made not in kept.setdefault("made", []):
+        kept["made"].append(made)
+    kept["settings"] = settings
+    if read(out) != kept:
+        write(out, kept)
     compared = across_of(settings)
     if todo:
         assert store is not None
@@ -131,12 +149,14 @@ def _bring_to_its_end(
             plan = make_plan(config, runs, todo, store, out / LOG_NAME, stop)
             if not stop.number:
                 kept["execution"] = plan.to_dict()
-                _write(out, kept)
+                write(out, kept)
                 ends = {n: c.steps for n, c in todo.items()}
                 done = {n: steps_done(runs / n) for n in todo}
                 with StudyProgress(ends, done, len(expected), plan, show_progress) as progress:
                     dead = _execute(plan, config, runs, asked, store, stop, progress.on_event)
         if stop.number:
+            if paper.is_paper(kept["preset"]):  # what there is of it
+                _show(out, expected, kept, the_store)
             return _stopped(stop)
         for name in dead:
             print(
@@ -147,9 +167,7 @@ def _bring_to_its_end(
     elif not across.missing(out, expected, compared):
         print("every run is finished: nothing to do", file=sys.stderr)
     if across.missing(out, expected, compared):
-        store = store or data.load(**run_data.where(config), progress=show_progress)
-        if fingerprint := kept.get("fingerprint"):
-            run_data.compare(str(out), fingerprint, store)
+        store = the_store()
         with Stop() as stop, contextlib.suppress(Stop.Now):
             stop.droppable = True
             across.update(out, expected, compared, store, config.device)
@@ -159,10 +177,19 @@ def _bring_to_its_end(
     failed = {n: m for n in expected if (m := failure(runs / n))}
     for name, message in failed.items():
         print(f"{name} failed: {message}", file=sys.stderr)
-    page = study_page.write_page(out, expected, kept)
-    print(page)
+    _show(out, expected, kept, the_store)
     unfinished = any(not is_finished(runs / n, c, asked) for n, c in expected.items())
     return 1 if failed or unfinished else 0
+
+
+def _show(
+    out: Path, runs: dict[str, TrainConfig], kept: dict, store: Callable[[], data.Store]
+) -> None:
+    """Write the study's pages, and print their paths."""
+    results = study_page.results_of(out, runs, kept)
+    print(study_page.write_page(out, kept, results))
+    if paper.is_paper(kept["preset"]):
+        print(paper.write_page(out, kept, results, store))
 
 
 def _stopped(stop: Stop) -> int:
@@ -233,7 +260,8 @@ def _repair(run: Path, config: TrainConfig) -> None:
 # --- study.json ----------------------------------------------------------------------------------
 
 
-def _settings(config: StudyConfig) -> dict:
+def settings_of(config: StudyConfig) -> dict:
+    """Return the settings of a study as ``study.json`` holds them."""
     settings = json.loads(config.to_json())
     return {name: value for name, value in settings.items() if name not in OF_A_RUN}
 
@@ -252,7 +280,12 @@ class _Kept(msgspec.Struct):
     execution: _Execution | None
 
 
-def _read(out: Path) -> dict | None:
+def read(out: Path) -> dict | None:
+    """Return the contents of a folder's ``study.json``, None where there is none.
+
+    Raises:
+        UserError: it is no folder, or the file cannot be read.
+    """
     path = out / STUDY_NAME
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
@@ -269,18 +302,30 @@ def _read(out: Path) -> dict | None:
         ) from None
 
 
-def _write(out: Path, kept: dict) -> None:
+def write(out: Path, kept: dict) -> None:
+    """Write a folder's ``study.json``."""
     write_atomically(out / STUDY_NAME, json.dumps(kept, indent=2) + "\n")
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
+    """Refuse a folder that holds something, and no study.
+
+    Raises:
+        UserError: it does.
+    """
     # What a killed process left of a study.json is not somebody's file.
     if out.is_dir() and any(not p.name.startswith(f".{STUDY_NAME}.") for p in out.iterdir()):
         raise UserError(f"--out {out}: is not empty and holds no study; name a new folder")
 
 
-def _check_same(kept: dict, given: dict, out: Path, free: Collection[str]) -> None:
-    defaults = _settings(StudyConfig())
+def check_same(kept: dict, given: dict, out: Path) -> None:
+    """Refuse settings that a study's folder was not made with, and that may not change.
+
+    Raises:
+        UserError: there is such a setting.
+    """
+    defaults = settings_of(StudyConfig())
+    free = resumable(given["learning_rate_schedule"])
     for name, value in given.items():
         # What is now the default was the rule before there was such a setting, but for what was not
         # one at all: a grid of another objective, or the size that the data have.

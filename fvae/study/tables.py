@@ -28,7 +28,8 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "
     )
 
 
-def _shown(name: str, value: float) -> str:
+def shown(name: str, value: float) -> str:
+    """Return a score or loss with as many digits as its unit is worth."""
     return f"{value:.2f}" if name in ("recon", "kl") else f"{value:.3f}"
 
 
@@ -57,9 +58,9 @@ def setting_table(
         cells = [html.escape(setting).replace("-", "&#8209;"), str(len(rows))]
         for name in names:
             both = mean_std(rows, name)
-            spread = f"&nbsp;&plusmn;&nbsp;{_shown(name, both[1])}" if both else ""
+            spread = f"&nbsp;&plusmn;&nbsp;{shown(name, both[1])}" if both else ""
             cells.append(
-                f"{_shown(name, both[0])}{spread if len(rows) > 1 else ''}" if both else _NONE
+                f"{shown(name, both[0])}{spread if len(rows) > 1 else ''}" if both else _NONE
             )
         lines.append(cells)
     of_protocol = f"; scores are of the protocol {html.escape(protocol)}" if protocol else ""
@@ -80,15 +81,15 @@ def _about_across(scores: Sequence[str]) -> str:
     )
 
 
-def run_table(rows: Rows, scores: Sequence[str]) -> str:
+def run_table(out: Path, rows: Rows, scores: Sequence[str]) -> str:
     """Return the losses and scores of each run."""
     names = [n for n in (*LOSSES, *scores) if any(row[n] != "" for row in rows)]
     lines = []
     for row in rows:
         name = html.escape(row["run"])
-        if row["status"] == "done":
+        if row["status"] == "done" and (out / "runs" / row["run"] / "report.html").exists():
             name = f'<a href="runs/{name}/report.html">{name}</a>'
-        values = [_shown(n, row[n]) if row[n] != "" else _NONE for n in names]
+        values = [shown(n, row[n]) if row[n] != "" else _NONE for n in names]
         lines.append([name, row["status"], f"{row['steps']:,}", *values])
     note = "<p>Each finished run has a page of its own: curves, votes, traversals.</p>"
     return note + html_table(["run", "status", "steps", *names], lines, "sortable")
@@ -174,7 +175,7 @@ def best_table(groups: dict[str, Rows], scores: Sequence[str]) -> str:
         pairs = zip(means, groups, strict=True)
         scored = [(float(row[judge]), s) for row, s in pairs if row[judge] != ""]
         value, setting = max(scored, key=lambda one: one[0])
-        cells = [judge, html.escape(setting), _shown(judge, value)]
+        cells = [judge, html.escape(setting), shown(judge, value)]
         for name in labelled:
             rank, n = correlation(means, judge, name)
             cells.append(_NONE if rank is None else f"{rank:.2f} ({n})".replace("-", "&minus;"))

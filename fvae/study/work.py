@@ -106,7 +106,7 @@ class Stop:
 
 
 def steps_done(run: Path) -> int:
-    """Return the step of the run's checkpoint, 0 if there is none that can be read."""
+    """Return the step of the run's checkpoint or of what was kept of it, 0 if there is neither."""
     state = checkpoint.state_of(run)
     return state.step if state else 0
 
@@ -130,7 +130,8 @@ def is_finished(run: Path, config: TrainConfig, asked: Asked | None) -> bool:
     """Return whether nothing is left to do for a run: trained, scored and shown, or failed."""
     if failure(run) is not None:
         return True
-    if steps_done(run) < config.steps or not (run / "report.html").exists():
+    shown = (run / "report.html").exists() or not (run / checkpoint.NAME).exists()
+    if steps_done(run) < config.steps or not shown:
         return False
     if asked is None:
         return True
@@ -196,7 +197,8 @@ def _do(runs: list[Path], asked: Asked | None, store: Store, stop: Stop, on_even
     untrained = [run for run in todo if steps_done(run) < configs[run].steps]
     for run in untrained:
         # Whatever was scored is about to change; a failure that cannot be read is no more.
-        for left in (*run.glob("eval-*.json"), run / "report.html", run / FAILED_NAME):
+        of_it = ("report.html", "traversal.png", FAILED_NAME, checkpoint.KEPT)
+        for left in (*run.glob("eval-*.json"), *(run / name for name in of_it)):
             left.unlink(missing_ok=True)
     if untrained:
         stop.number = _train(untrained, configs, store, on_event) or stop.number

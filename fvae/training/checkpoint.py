@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import safetensors
 import safetensors.torch
 import torch
@@ -31,6 +32,8 @@ from fvae.registry import OBJECTIVES
 NAME = "checkpoint.safetensors"
 #: The one before; it stays until another has come after the newest.
 PREVIOUS = "checkpoint.previous.safetensors"
+#: In a run folder whose checkpoint was left out on purpose: which state it was, as JSON.
+KEPT = "kept.json"
 #: A new one that is whole, and about to become the newest.
 NEXT = f".{NAME}.next"
 _FORMAT = "1"
@@ -43,12 +46,12 @@ RESUMABLE = (
 )  # fmt: skip
 
 
-def resumable(config: TrainConfig) -> tuple[str, ...]:
-    """Return the settings that may differ between a run and its continuation.
+def resumable(schedule: str) -> tuple[str, ...]:
+    """Return the settings that may differ between a run and its continuation, of a rate's schedule.
 
     With a schedule that ends with the run, another end would be another run from the first step on.
     """
-    spans = config.learning_rate_schedule != "constant"
+    spans = schedule != "constant"
     return tuple(name for name in RESUMABLE if not (spans and name == "steps"))
 
 
@@ -215,7 +218,9 @@ def _read(
     for setting, value in json.loads(config.to_json()).items():
         # A setting that came later than the file had its default's effect then. The size of the
         # images is the data set's, unless it was asked for.
-        free = setting in resumable(config) or (setting == "image_size" and value is None)
+        free = setting in resumable(config.learning_rate_schedule) or (
+            setting == "image_size" and value is None
+        )
         if not free and made_by.get(setting, value) != value:
             raise UserError(
                 f"{path}: was made with {setting} = {made_by.get(setting)!r}, but"
@@ -229,9 +234,12 @@ def _read(
 def state_of(run: Path) -> State | None:
     """Return which state the run is in, None where no checkpoint can be read.
 
-    Of the file only the header and the step are read, where it has a checksum.
+    Of the file only the header and the step are read, where it has a checksum. Of a run that was
+    kept without its checkpoint, this is the state that was kept.
     """
     path = run / NAME
+    if not path.exists():
+        return _kept(run)
     try:
         with open(path, "rb") as file:
             head = file.read(8)
@@ -244,6 +252,16 @@ def state_of(run: Path) -> State | None:
             file.seek(start + begin)
             return State(int.from_bytes(file.read(end - begin), "little", signed=True), str(digest))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
+        return None
+
+
+def _kept(run: Path) -> State | None:
+    try:
+        return msgspec.json.decode((run / KEPT).read_bytes(), type=State)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        warn(f"{run / KEPT}: not a state that can be read ({error}); the run is made again")
         return None
 
 
