@@ -1,21 +1,20 @@
 """Adam of both players' weights: the op beside PyTorch's fused Adam and the casts that it needs.
 
-``python -m bench.adam`` prints one JSON line; a ratio is the other's time over the op's, medians of
-interleaved rounds. The weights of the default VAE and discriminator (6 x 1000 units) in float32,
-gradients and copies of the weights in bfloat16 or, with ``--float32``, gradients in float32 and no
-copies, where PyTorch needs no casts.
+``python -m bench.adam`` prints one JSON line; a ratio is the other's time over the op's, medians
+over rounds that take turns. The weights of the default VAE and discriminator (6 x 1000 units) in
+float32, gradients and copies of the weights in bfloat16; and gradients in float32 and no copies,
+where PyTorch needs no casts (``--float32`` is that alone).
 """
 
-import argparse
 import json
-import statistics
 import sys
-import time
 
 import torch
 from torch import Tensor
 
 from bench.baseline import decoder, discriminator, encoder
+from bench.device_timing import medians, milliseconds, over, seconds_in_turns
+from bench.record import keep, options
 from fvae import ops
 
 #: lr, beta1 and beta2 of the VAE and of the discriminator.
@@ -122,27 +121,31 @@ def main() -> None:
     """Check, time, print."""
     from bench.registry import why_not_compared
 
-    parser = argparse.ArgumentParser(prog="bench.adam", description=__doc__.partition("\n")[0])
-    parser.add_argument("--float32", action="store_true", help="gradients in float32, no copies")
-    low = torch.float32 if parser.parse_args().float32 else torch.bfloat16
+    parser = options("bench.adam", __doc__)
+    parser.add_argument("--float32", action="store_true", help="in float32 alone")
+    args = parser.parse_args()
     if why := why_not_compared("fused_adam", "cpu"):
         print(f"bench.adam: {why}", file=sys.stderr)
         raise SystemExit(2)
+    low = [torch.float32] if args.float32 else [torch.bfloat16, torch.float32]
+    found = {str(dtype)[6:]: measure(dtype) for dtype in low}
+    keep(args.out, found)
+    print(json.dumps(medians(found) | {"threads": torch.get_num_threads()}))
+
+
+def measure(low: torch.dtype) -> dict:
+    """Check, and time, with gradients and copies of a dtype; float32 has no copies."""
     ours, theirs = Players(low=low), Players(low=low)
     for _ in range(3):
         torch.testing.assert_close(ours.ours(), theirs.theirs(), rtol=1e-2, atol=1e-6)
-    seconds: dict[str, list[float]] = {"fused_adam": [], "pytorch": []}
-    for _ in range(ROUNDS):
-        for name, run in (("fused_adam", ours.ours), ("pytorch", theirs.theirs)):
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    line = {"weights": sum(p.numel() for p in ours.params), "dtype": str(low)[6:]}
-    line |= {f"{name}_ms": round(1e3 * value, 3) for name, value in median.items()}
-    line |= {"ratio": round(median["pytorch"] / median["fused_adam"], 2)}
-    line |= {"GB_s": round(ours.bytes / median["fused_adam"] / 1e9, 1)}
-    print(json.dumps(line | {"threads": torch.get_num_threads(), "torch": torch.__version__}))
+    times = seconds_in_turns({"fused_adam": ours.ours, "pytorch": theirs.theirs}, ROUNDS)
+    best = milliseconds(times)
+    return {
+        "weights": sum(p.numel() for p in ours.params),
+        "ms": best,
+        "ratio": over(times["pytorch"], times["fused_adam"]),
+        "GB_s": round(ours.bytes / best["fused_adam"]["p50"] / 1e6, 1),
+    }
 
 
 if __name__ == "__main__":

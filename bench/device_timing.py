@@ -57,13 +57,33 @@ def in_turns(calls: dict[_Name, Call], device: str, cold: bool = True) -> dict[_
     """
     if device == "cuda":
         return _by_events(calls, cold)
+    times = seconds_in_turns(calls, _CPU_TURNS)
+    return {name: spread([1e6 * t for t in each]) for name, each in times.items()}
+
+
+def seconds_in_turns(calls: dict[_Name, Call], turns: int) -> dict[_Name, list[float]]:
+    """Seconds of each call by the host's clock, turn by turn, on a CPU."""
     times: dict[_Name, list[float]] = {name: [] for name in calls}
-    for _ in range(_CPU_TURNS):
+    for _ in range(turns):
         for name, run in calls.items():
             started = time.perf_counter()
             run()
-            times[name].append(1e6 * (time.perf_counter() - started))
-    return {name: spread(each) for name, each in times.items()}
+            times[name].append(time.perf_counter() - started)
+    return times
+
+
+def over(theirs: list[float], ours: list[float], digits: int = 2) -> Times:
+    """Percentiles of their time over ours of the same turn."""
+    each = spread([a / b for a, b in zip(theirs, ours, strict=True)])
+    return {name: round(value, digits) for name, value in each.items()}
+
+
+def milliseconds(times: dict[str, list[float]]) -> dict[str, Times]:
+    """Percentiles in milliseconds of seconds by name."""
+    return {
+        name: {p: round(1e3 * t, 3) for p, t in spread(each).items()}
+        for name, each in times.items()
+    }
 
 
 def _by_events(calls: dict[_Name, Call], cold: bool) -> dict[_Name, Times]:
@@ -206,3 +226,11 @@ def median(times: Times | str | None) -> float | None:
 def ratio(a: float | None, b: float | None) -> float | None:
     """Return a / b to three digits, None where one of them was not measured."""
     return None if a is None or b is None else float(f"{a / b:.3g}")
+
+
+def medians(found: dict) -> dict:
+    """Return the same with each percentiles' median in their place."""
+    return {
+        name: (value.get("p50") or medians(value)) if isinstance(value, dict) else value
+        for name, value in found.items()
+    }

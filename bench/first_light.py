@@ -168,8 +168,10 @@ def parts_of(device: str, kept: Record) -> list[Part]:
 
 def show(kept: Record) -> None:
     """Print what was found, then a line for each part."""
-    for name, value in kept.data["environment"].items():
-        print(f"{name:<18}{value}")
+    print(f"{'commit':<18}{kept.data['commit']}")
+    for part in ("device", "versions", "state"):
+        for name, value in kept.data[part].items():
+            print(f"{name:<18}{value}")
     tables = {
         "metrics": lambda found: found.get("refused") or f"{found['checks']} checks hold",
         "same": same_table,

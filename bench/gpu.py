@@ -94,8 +94,9 @@ def _autotuned(setup: Setup, kept: Record) -> list[Part]:
 
 def show(kept: Record) -> None:
     """Print a table for each part that was run."""
-    found, where = kept.results, kept.data["environment"]
-    print(f"{where['device']}, torch {where['torch']}, triton {where['triton']},"
+    found, where = kept.results, kept.data
+    versions = where["versions"]
+    print(f"{where['device']['name']}, torch {versions['torch']}, triton {versions['triton']},"
           f" commit {where['commit']}")  # fmt: skip
     print(bounds.lines(found))
     op_rows = [row for op in ops.OPS for row in found.get(f"ops/{op}", [])]

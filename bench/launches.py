@@ -41,6 +41,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from bench.record import keep, options
 from fvae.config import TrainConfig
 from fvae.data import Store
 from fvae.ops.registry import CPU_LAYERS, WORDS
@@ -303,21 +304,24 @@ def step(objective: str, precision: str) -> Launches:
 
 def main() -> None:
     """Count, and print."""
+    out = options("bench.launches", __doc__).parse_args().out
     with guard() as library:
         pretend(library)
     built_for_real(Trainer)
-    found, moved = {}, {}
+    found, moved, each = {}, {}, {}
     for objective in ("factor-vae", "vae"):
         for precision in ("bf16", "fp32"):
-            traffic = step(objective, precision)
-            found[f"{objective} {precision}"] = traffic.total
-            moved[f"{objective} {precision} MB"] = round(traffic.bytes.total() / 1e6, 1)
-            started = (
-                f"{name} {n} ({traffic.bytes[name] / 1e6:.1f} MB)"
-                for name, n in traffic.counts.most_common()
+            name, traffic = f"{objective} {precision}", step(objective, precision)
+            found[name] = traffic.total
+            moved[f"{name} MB"] = round(traffic.bytes.total() / 1e6, 1)
+            each[name] = {
+                op: {"launches": n, "MB": round(traffic.bytes[op] / 1e6, 1)}
+                for op, n in traffic.counts.most_common()
                 if n
-            )
-            print(f"{objective} {precision}: {', '.join(started)}", file=sys.stderr)
+            }
+            started = (f"{op} {x['launches']} ({x['MB']} MB)" for op, x in each[name].items())
+            print(f"{name}: {', '.join(started)}", file=sys.stderr)
+    keep(out, found | moved | {"by_operation": each})
     print(json.dumps(found | moved))
 
 

@@ -7,7 +7,6 @@ down, and the others go on. The JSON file is complete after every part.
 import argparse
 import contextlib
 import gc
-import json
 import platform
 import re
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 import triton
 
+from bench import figures
 from fvae import ops
 from fvae.device import cpu_features
 
@@ -55,15 +55,15 @@ class Record:
     def __init__(self, path: Path | None, device: str, resume: bool = False) -> None:
         self.path, self.device = path, device
         if resume and path is not None:
-            self.data = json.loads(path.read_text())
+            self.data = figures.read(path)
         else:
-            keys = ("parts", "results", "failures", "skipped")
-            self.data = {"environment": environment(device)} | {key: {} for key in keys}
+            keys = ("parts", "numbers", "failures", "skipped")
+            self.data = head(device) | {"state": state(device)} | {key: {} for key in keys}
 
     @property
     def results(self) -> dict:
         """What each part returned, by its name."""
-        return self.data["results"]
+        return self.data["numbers"]
 
     @property
     def failures(self) -> dict[str, str]:
@@ -78,8 +78,7 @@ class Record:
     def write(self) -> None:
         """Write the file as it now is."""
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.data, indent=2, default=str) + "\n")
+            figures.write(self.path, self.data)
 
     @contextlib.contextmanager
     def attempt(self, name: str) -> Iterator[None]:
@@ -131,24 +130,77 @@ def _answers(device: str) -> bool:
     return True
 
 
-def environment(device: str) -> dict:
-    """Return what every row of a file was measured on and with."""
-    facts = {
-        "device": device_name(device),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "driver": _smi("driver_version").get("driver_version"),
-        "python": platform.python_version(),
+def head(device: str) -> dict:
+    """Return what a record (:mod:`bench.figures`) says beside its numbers."""
+    facts: dict[str, object] = {"kind": device, "name": device_name(device)}
+    if device == "cuda":
+        facts["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
+    else:
+        facts |= {"threads": torch.get_num_threads(), "features": _products()}
+    return {
+        "format": figures.FORMAT,
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),
+        "device": facts,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "driver": _smi("driver_version").get("driver_version"),
+        },
+    }
+
+
+def state(device: str) -> dict:
+    """Return what else a GPU's record says: the backend of every op, and the clocks."""
+    facts = {
         "extension_error": ops.EXTENSION_ERROR,
         "backends": {op: ops.backend_of(op, device) for op in ops.OPS},
     }
     if device == "cuda":
-        facts["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
         facts["clocks"] = _smi("clocks.max.sm", "clocks.max.mem", "power.limit")
     return facts
+
+
+def _products() -> list[str]:
+    """What a processor multiplies with, of what it says that it has."""
+    known = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
+    return [name for name in known if cpu_features().get(name)]
+
+
+def options(module: str, about: str | None) -> argparse.ArgumentParser:
+    """Return a program's parser, with ``--out``, which :func:`keep` takes.
+
+    Args:
+        module: its name after ``python -m``.
+        about: its docstring, whose first line becomes the help.
+    """
+    about = (about or "").partition("\n")[0].partition("``: ")[2] or about
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
+    parser.add_argument(
+        "--out", type=_replaceable, metavar="JSON", help="keep the numbers there, as a record"
+    )
+    return parser
+
+
+def _replaceable(name: str) -> Path:
+    """A path at which nothing is, or a record."""
+    path = Path(name)
+    if path.exists():
+        try:
+            figures.read(path)
+        except figures.NoRecord as error:
+            raise argparse.ArgumentTypeError(f"{error}; it is left as it is") from None
+    return path
+
+
+def keep(out: Path | None, numbers: dict, device: str = "cpu") -> None:
+    """Write what a program found as a record; nothing where ``--out`` was not given."""
+    if out:
+        figures.write(out, head(device) | {"numbers": numbers})
 
 
 def device_name(device: str) -> str:
@@ -159,9 +211,15 @@ def device_name(device: str) -> str:
 
 
 def commit(folder: Path = RESULTS.parent) -> str:
-    """Return the commit of the code, marked if it was changed since; "unknown" without git."""
+    """Return the commit of the code, marked if it was changed since; "unknown" without git.
+
+    Records are no code: one that was just written does not mark the next.
+    """
     # Never a tag's name: what is recorded is to be found in any clone.
-    return _output("git", "describe", "--always", "--dirty", "--exclude=*", cwd=folder) or "unknown"
+    found = _output("git", "describe", "--always", "--exclude=*", cwd=folder)
+    code = (":/", ":(top,exclude)bench/results")
+    changed = _output("git", "status", "--porcelain", "--untracked-files=no", *code, cwd=folder)
+    return found + ("-dirty" if changed else "") if found else "unknown"
 
 
 def _clocks(device: str) -> dict[str, str]:

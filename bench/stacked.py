@@ -9,7 +9,6 @@ with one thread each. Medians of interleaved rounds; each way runs in processes 
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import time
@@ -18,9 +17,10 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from bench.record import keep, options
 from fvae import data
 from fvae.config import TrainConfig
-from fvae.device import cpu_features, has_fast_bf16, keep_freed_memory
+from fvae.device import has_fast_bf16, keep_freed_memory
 from fvae.training.stacked import StackedTrainer
 from fvae.training.trainer import Trainer
 
@@ -101,17 +101,18 @@ def measure(size: dict, precision: str, rounds: int = ROUNDS) -> dict[str, float
 
 def main() -> None:
     """Measure and print the JSON line."""
+    out = options("bench.stacked", __doc__).parse_args().out
     store = data.load("dsprites")
     precisions = ["fp32"]
     if has_fast_bf16(torch.device("cpu")):
         precisions.append("bf16")
-    cpu = cpu_features().get("cpu_name", platform.machine())
-    result = {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "torch": torch.__version__}
+    result: dict[str, object] = {"cores": len(os.sched_getaffinity(0))}
     for name, size in SIZES.items():
         check(store, size)
         for precision in precisions:
             result[f"{name}_{precision}"] = measure(size, precision)
             print(name, precision, result[f"{name}_{precision}"], file=sys.stderr)
+    keep(out, result)
     print(json.dumps(result))
 
 

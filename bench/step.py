@@ -1,14 +1,13 @@
 """``python -m bench.step``: the textbook step and ours, interleaved in one run.
 
-Prints one JSON line ``{"ratio_bf16": .., "ratio_fp32": ..}``, textbook time over ours, medians of
-interleaved rounds; ``ratio_bf16`` is null where the processor has no bf16 in hardware. Before
+Prints one JSON line ``{"ratio_bf16": .., "ratio_fp32": ..}``, textbook time over ours, medians over
+rounds that take turns; ``ratio_bf16`` is null where the processor has no bf16 in hardware. Before
 timing, it checks that both compute the same losses and gradients in fp32. On standard error stand
 the times, and what a step starts and moves on a GPU (:mod:`bench.launches`).
 """
 
 import json
 import multiprocessing
-import statistics
 import subprocess
 import sys
 import time
@@ -20,6 +19,8 @@ import torch
 from torch import Tensor
 
 from bench.baseline import Textbook
+from bench.device_timing import milliseconds, over
+from bench.record import keep, options
 from fvae import data, ops
 from fvae.config import TrainConfig
 from fvae.device import has_fast_bf16, keep_freed_memory
@@ -136,8 +137,8 @@ def _work(name: str, pipe: Connection) -> None:
             return
 
 
-def measure(store: data.Store, rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds a step of "textbook", "fp32" and "bf16", interleaved round by round.
+def measure(store: data.Store, rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Seconds a step of "textbook", "fp32" and "bf16" in each round, interleaved.
 
     Each runs in a process of its own, as it would in use: in one process they would share the
     allocator's state, and what one frees would speed up another. One works at a time.
@@ -161,25 +162,27 @@ def measure(store: data.Store, rounds: int = ROUNDS) -> dict[str, float]:
             seconds[name].append(pipe.recv())
     for pipe in pipes.values():
         pipe.send(False)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
 def main() -> None:
     """Measure and print the JSON line."""
+    out = options("bench.step", __doc__).parse_args().out
     seconds = measure(data.load("dsprites"))
-    ratios = {
-        f"ratio_{name}": round(seconds["textbook"] / seconds[name], 2) if name in seconds else None
+    found = {
+        f"ratio_{name}": over(seconds["textbook"], seconds[name]) if name in seconds else None
         for name in ("bf16", "fp32")
     }
-    milliseconds = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
-    print(milliseconds, file=sys.stderr)
+    times = milliseconds(seconds)
+    print(", ".join(f"{name} {ms['p50']:.1f} ms" for name, ms in times.items()), file=sys.stderr)
+    keep(out, found | {"ms": times})
     # In a process of its own, which then takes fake tensors for real ones.
     counted = subprocess.run(
         [sys.executable, "-m", "bench.launches"], capture_output=True, text=True, check=False
     )
     launches = counted.stdout.strip() or counted.stderr.strip().rpartition("\n")[2]
     print(f"kernels a step starts on a GPU, and MB that they move: {launches}", file=sys.stderr)
-    print(json.dumps(ratios))
+    print(json.dumps({name: ratio and ratio["p50"] for name, ratio in found.items()}))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Scikit-learn's seed decides among equally good splits, so its own scores differ 
 the last column says by how much, as the greatest difference of D, C and I of two seeds.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from sklearn.ensemble import GradientBoostingClassifier
 
+from bench.record import keep, options
 from fvae import ops
 from fvae.metrics.dci import _one_sided
 
@@ -77,26 +77,31 @@ def timed(run: Callable[..., np.ndarray], *args: Any) -> tuple[np.ndarray, float
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = options("bench.trees", __doc__)
     parser.add_argument("--full", action="store_true", help="the study's size, ours alone")
-    full = parser.parse_args().full
+    args = parser.parse_args()
+    full = args.full
     sizes, rows, tests, dims = (SIZES, 10_000, 5_000, 10) if full else (SMALL, 2_000, 1_000, 6)
     rng = np.random.default_rng(0)
     labels = np.stack([rng.integers(0, n, rows + tests) for n in sizes], axis=1)
     threads = torch.get_num_threads()
     print(f"{rows:,} + {tests:,} rows, d = {dims}, factors {sizes}, {threads} threads")
+    found = {}
     for name in ("random", "perfect", "rotated, noisy", "mixture", "ties, a constant"):
         z = codes_of(name, labels, sizes, dims)
         parts = z[:rows], labels[:rows], z[rows:], labels[rows:]
         ours, wall, cpu = timed(dci, *parts, None)
+        found[name] = {"seconds": wall, "processor_seconds": cpu}
         print(f"{name:17} D C I {ours.round(4)} {wall:.1f} s ({cpu:.1f} s of processor)", end="")
         if not full:
             theirs, _, theirs_cpu = timed(dci, *parts, 0)
-            other = dci(*parts, 1)
+            apart, seeds = (float(np.abs(each - theirs).max()) for each in (ours, dci(*parts, 1)))
             print(f", scikit-learn {theirs_cpu:.1f} s of processor, {theirs_cpu / cpu:.0f} x;"
-                  f" apart {np.abs(ours - theirs).max():.5f}, its seeds"
-                  f" {np.abs(other - theirs).max():.5f}", end="")  # fmt: skip
+                  f" apart {apart:.5f}, its seeds {seeds:.5f}", end="")  # fmt: skip
+            found[name] |= {"sklearn_processor_seconds": theirs_cpu, "ratio": theirs_cpu / cpu}
+            found[name] |= {"apart": apart, "sklearn_seeds_apart": seeds}
         print(flush=True)
+    keep(args.out, {"rows": rows, "codes": found})
 
 
 if __name__ == "__main__":

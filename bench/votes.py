@@ -1,16 +1,14 @@
 """Metric votes on a CPU: the op beside the NumPy loop that users run and vectorised PyTorch.
 
 ``python -m bench.votes`` prints one JSON line; a ratio is the other's time over the op's, medians
-of interleaved rounds. 15,000 votes of 64 samples (both halves of protocol locatello2019) on codes
+over rounds that take turns. 15,000 votes of 64 samples (both halves of protocol locatello2019) on codes
 of the dSprites grid that are in memory, d = 10. ``ratio_labels`` is the op's own time on the grid
 over its time where the same grid comes as labels, in order and with the rows shuffled
 (``ratio_labels_shuffled``).
 """
 
 import json
-import statistics
 import sys
-import time
 from collections.abc import Sequence
 from math import prod
 
@@ -18,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.device_timing import medians, milliseconds, over, seconds_in_turns
+from bench.record import keep, options
 from bench.registry import backend, why_not_compared
 from fvae import Philox, ops
 
@@ -74,8 +74,9 @@ def _accuracy(votes: np.ndarray) -> float:
     return float(votes.max(1).sum() / votes.sum())
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Check, time, print."""
+    out = options("bench.votes", __doc__).parse_args(argv).out
     if why := why_not_compared("metric_votes", "cpu"):
         print(f"bench.votes: {why}", file=sys.stderr)
         sys.exit(2)
@@ -109,14 +110,14 @@ def main() -> None:
         if abs(_accuracy(np.asarray(run())) - _accuracy(ours.numpy())) > 0.02:
             raise SystemExit(f"bench.votes: {name} does not compute the same metric; not timed")
 
-    times = _interleaved(sides)
+    times = seconds_in_turns(sides, ROUNDS)
     labelled = {
         name: lambda c=c, index=index: op(c, scale, active, sizes=index)
         for name, (c, index) in _labelled(codes).items()
     }
     if not torch.equal(labelled["labels"](), ours):
         raise SystemExit("bench.votes: the grid as labels has other votes; not timed")
-    of_labels = _interleaved({"grid": sides["ours"], **labelled}, 5 * ROUNDS)
+    of_labels = seconds_in_turns({"grid": sides["ours"], **labelled}, 5 * ROUNDS)
     many = _codes(MODELS)
     scales = many.var(1)
     actives = active.repeat(MODELS, 1)
@@ -127,37 +128,26 @@ def main() -> None:
     together = op(many, scales, actives)
     if not torch.equal(together, torch.stack(one_by_one())):
         raise SystemExit("bench.votes: models together and alone have other votes; not timed")
-    of_many = _interleaved(
-        {"together": lambda: op(many, scales, actives), "one_by_one": one_by_one}
+    of_many = seconds_in_turns(
+        {"together": lambda: op(many, scales, actives), "one_by_one": one_by_one}, ROUNDS
     )
-    print(
-        json.dumps(
-            {
-                "ratio_numpy": round(times["numpy"] / times["ours"], 1),
-                "ratio_torch": round(times["torch"] / times["ours"], 1),
-                "ratio_labels": round(of_labels["grid"] / of_labels["labels"], 2),
-                "ratio_labels_shuffled": round(of_labels["grid"] / of_labels["labels_shuffled"], 2),
-                "ms": {name: round(1e3 * t, 2) for name, t in (times | of_labels).items()},
-                "models": MODELS,
-                "ratio_models_one_by_one": round(of_many["one_by_one"] / of_many["together"], 2),
-                "ms_a_model": {n: round(1e3 * t / MODELS, 2) for n, t in of_many.items()},
-                "threads": torch.get_num_threads(),
-                "backend": backend("metric_votes", "cpu"),
-                "extension_error": ops.EXTENSION_ERROR,
-            }
-        )
-    )
-
-
-def _interleaved(sides: dict, rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds of each side."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, run in sides.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    found = {
+        "ratio_numpy": over(times["numpy"], times["ours"], 1),
+        "ratio_torch": over(times["torch"], times["ours"], 1),
+        "ratio_labels": over(of_labels["grid"], of_labels["labels"]),
+        "ratio_labels_shuffled": over(of_labels["grid"], of_labels["labels_shuffled"]),
+        "ms": milliseconds(times | of_labels),
+        "models": MODELS,
+        "ratio_models_one_by_one": over(of_many["one_by_one"], of_many["together"]),
+        "ms_a_model": milliseconds({n: [t / MODELS for t in each] for n, each in of_many.items()}),
+    }
+    keep(out, found)
+    rest = {
+        "threads": torch.get_num_threads(),
+        "backend": backend("metric_votes", "cpu"),
+        "extension_error": ops.EXTENSION_ERROR,
+    }
+    print(json.dumps(medians(found) | rest))
 
 
 if __name__ == "__main__":

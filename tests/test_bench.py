@@ -26,7 +26,7 @@ def test_an_op_without_its_backend_is_not_timed_against_itself(monkeypatch, caps
     monkeypatch.setattr(ops, "EXTENSION_ERROR", "the compiler failed (x.cpp:1: error: y)")
     assert registry.backend("metric_votes", "cpu") == "reference"
     with pytest.raises(SystemExit) as exit:
-        votes.main()
+        votes.main([])
     assert exit.value.code == 2
     assert capsys.readouterr().err == (
         "bench.votes: metric_votes on cpu: the reference would be timed against itself: the"

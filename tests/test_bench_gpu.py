@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from bench import first_light, gpu, op_times, record, step_rates
+from bench import figures, first_light, gpu, op_times, record, step_rates
 from bench.arithmetic import TF32, arithmetic, current, precisions
 from bench.baseline import (
     ADAM,
@@ -73,14 +73,15 @@ def test_a_part_that_raises_loses_nothing(parts, tmp_path):
     )  # fmt: skip
     assert run(gpu, "--out", str(path)) == 1
     kept = json.loads(path.read_text())
-    assert kept["results"] == {"first": 1, "last": 3}
+    assert kept["numbers"] == {"first": 1, "last": 3}
     failures = {"second": "RuntimeError: boom", "third": "SystemExit: not timed"}
     assert kept["failures"] == failures
-    assert seen[0]["results"] == {"first": 1}  # written after every part
+    assert seen[0]["numbers"] == {"first": 1}  # written after every part
     assert seen[0]["failures"] == failures
     assert set(kept["parts"]) == {"first", "second", "third", "last"}
-    rows = kept["environment"]
-    assert {"device", "torch", "triton", "cuda", "driver", "python", "commit"} < rows.keys()
+    assert figures.read(path)["device"]["kind"] == "cpu"
+    assert {"torch", "triton", "cuda", "driver", "python"} < kept["versions"].keys()
+    rows = kept["state"]
     assert rows["backends"] == {op: ops.backend_of(op, "cpu") for op in ops.OPS}
     assert rows["extension_error"] == ops.EXTENSION_ERROR
 
@@ -96,7 +97,7 @@ def test_a_part_that_no_longer_fits_is_skipped_and_a_shorter_one_is_not(parts, t
     assert run(gpu, "--out", str(tmp_path / "a.json"), "--seconds", "100") == 0
     kept = json.loads((tmp_path / "a.json").read_text())
     assert kept["skipped"] == {"long": "skipped: no time left"}
-    assert kept["results"] == {"short": 1}
+    assert kept["numbers"] == {"short": 1}
 
 
 def test_only_picks_parts_by_name_or_by_what_stands_before_the_slash(capsys):
@@ -357,9 +358,9 @@ def test_the_gpu_benchmark_runs_at_tiny_sizes(tmp_path, monkeypatch, capsys):
     only = ["--only", "copy", "ops", "votes", "eval", "--out", str(tmp_path)]
     assert run(gpu, *only) == 0, capsys.readouterr()
     kept = json.loads(file_of(tmp_path, "cpu").read_text())
-    (row,) = kept["results"]["ops/grouped_variance"]
+    (row,) = kept["numbers"]["ops/grouped_variance"]
     assert (row["shape"], row["bytes"], row["backend"]) == ("N=60", 720, "fast")
-    assert kept["results"]["eval"]["images"] == 500
+    assert kept["numbers"]["eval"]["images"] == 500
     printed = capsys.readouterr().out
     assert "grouped_variance" in printed
     assert "exhaustive" in printed
@@ -368,7 +369,7 @@ def test_the_gpu_benchmark_runs_at_tiny_sizes(tmp_path, monkeypatch, capsys):
 def test_first_light_runs_at_tiny_sizes(tmp_path, capsys):
     path = tmp_path / "a.json"
     assert run(first_light, "same", "profile", "loop", "--out", str(path)) == 0
-    results = json.loads(path.read_text())["results"]
+    results = json.loads(path.read_text())["numbers"]
     assert {row["tensors"] for row in results["same"]} == {0}
     assert results["profile"]["fp32"]["kernels"] > 0
     assert results["loop"].keys() >= {"bare step", "no checkpoints", "infogan"}

@@ -281,9 +281,9 @@ def test_the_new_parts_run_at_tiny_sizes_and_are_printed(tmp_path, capsys):
         gpu.main(argv)
     assert stopped.value.code == 0
     kept = json.loads(path.read_text())
-    assert set(kept["results"]) == set(only)
+    assert set(kept["numbers"]) == set(only)
     assert {"fp32", "textbook as written fp32", "textbook fused fp32"} == set(
-        kept["results"]["profile"]
+        kept["numbers"]["profile"]
     )
     printed = capsys.readouterr().out
     for words in ("TFLOP/s", "a call that sets", "kernels a step", "mig"):
