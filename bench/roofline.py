@@ -168,7 +168,7 @@ def timed_stages(setup: Setup, kept: Record, found: dict, turns: int) -> dict[st
 def measure(setup: Setup, kept: Record) -> dict:
     """Return bounds, ops and stages of a device; what failed is in ``kept.failures``."""
     device, tiny, gpu = setup.device, setup.tiny, setup.device == "cuda"
-    names = ["fp32"] + (["bf16"] if has_fast_bf16(torch.device(device)) else [])
+    names = ["fp32", *(["bf16"] if has_fast_bf16(torch.device(device)) else [])]
     side = 64 if tiny else 8192 if gpu else 2048
     found: dict = {"copy": copies(device, COPIES[:2] if tiny else COPIES, 1 if tiny else 20)}
     found["matmul"] = bounds.matmul_rates(device, side, names, 1 if tiny else 9)
@@ -218,15 +218,19 @@ def draw(found: dict, title: str, path: Path) -> None:
     )
     slowest = found["copy"][max(found["copy"], key=int)]
     colours = dict(zip(found["matmul"], ("C0", "C1"), strict=False))
-    x = [2.0**k for k in range(-2, 14)]
-    for precision, rate in found["matmul"].items():
-        y = [min(rate, slowest * each) / 1e9 for each in x]
-        roof.plot(x, y, colours[precision], label=f"{precision}: {rate / 1e9:.0f} GFLOP/s")
+    for up, (precision, rate) in enumerate(found["matmul"].items()):
+        ridge = rate / slowest  # operations a byte from which products are the bound
+        y = [slowest / 1e9, rate / 1e9, rate / 1e9]
+        label = f"{precision}: {rate / 1e9:.0f} GFLOP/s"
+        roof.plot([1, ridge, 1e4], y, colours[precision], label=label)
         for name, row in found["stages"].get(precision, {}).items():
             if row["flops"]:
                 at = row["flops"] / row["bytes"], row["flops"] / row["us"]["p50"] / 1e3
                 roof.plot(*at, "o", color=colours[precision])
-                roof.annotate(name, at, xytext=(6, -4), textcoords="offset points", fontsize=8)
+                roof.annotate(
+                    name, at, xytext=(0, 7 if up else -11), textcoords="offset points",
+                    fontsize=8, ha="center", color=colours[precision],
+                )  # fmt: skip
     roof.set(xscale="log", yscale="log", ylabel="GFLOP/s")
     roof.set_xlabel("operations for each byte that must be moved")
     roof.set_title(f"{title}\ncopy from memory: {slowest / 1e9:.1f} GB/s", fontsize=10)
@@ -238,8 +242,8 @@ def draw(found: dict, title: str, path: Path) -> None:
     bars.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
     bars.axvline(100, color="black", linewidth=0.8)
     bars.set(xlabel="bound over time, %", ylim=(-0.7, len(rows) - 0.3))
-    words = "a copy of the bytes (green), products (red), its stages (grey)"
-    bars.set_title(f"share of the bound: {words}", fontsize=10)
+    words = "green: of a copy of the bytes; red: of products; grey: of its stages"
+    bars.set_title(f"share of the bound\n{words}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)
