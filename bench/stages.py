@@ -68,11 +68,15 @@ def stages_of(trainer: Trainer) -> dict[str, Call]:
     leaves = trainer.optimizer.leaves
     gradients = [torch.zeros_like(leaf) for leaf in leaves]
 
-    def adam() -> None:
+    def give_gradients() -> None:
         for leaf, gradient in zip(leaves, gradients, strict=True):
-            leaf.grad = gradient  # a whole step, in between, takes them away
+            leaf.grad = gradient
+
+    def adam() -> None:
+        give_gradients()  # which a whole step, in between, takes away
         trainer.optimizer.step()
 
+    give_gradients()
     forward: dict[str, tuple[Callable[[], Sequence[Tensor]], list[Tensor]]] = {
         "encoder": (encode, [*vae.encoder.parameters()]),
         "codes": (codes, [mu, logvar]),

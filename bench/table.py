@@ -195,16 +195,24 @@ def _stages(record: dict) -> list[str]:
     for name in names:
         each = [found[p][name] for p in found]
         times = (f"{middle(row['us']) / 1e3:.1f}" for row in each)
-        body.append((name, *times, *(f"{row['share']:.0%}" for row in each), each[0]["bound_by"]))
+        body.append((name, *times, *(_share(row) for row in each), each[0]["bound_by"]))
     head = ("stage", *(f"{p}, ms" for p in found), *(f"{p}, of bound" for p in found), "bound by")
     return rows(head, *body)
+
+
+def _share(row: dict) -> str:
+    return f"{row['share']:.0%}" if row["share"] >= 0.005 else "< 1%"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _ops(record: dict) -> list[str]:
     body = [
         (
-            f"`{row['op']}`", row["shape"], row["backend"], f"{middle(row['us']):.0f}",
-            f"{row['bound_us']:.3g}", row["bound_by"], f"{row['share']:.0%}",
+            f"`{row['op']}`", row["shape"], row["backend"], _number(middle(row["us"])),
+            _number(row["bound_us"]), row["bound_by"], _share(row),
         )
         for row in record["numbers"]["ops"]
     ]  # fmt: skip
@@ -213,7 +221,7 @@ def _ops(record: dict) -> list[str]:
 
 def _peers(record: dict) -> list[str]:
     body = [
-        (row["what"], row["peer"], f"{row['theirs']:.3g}", f"{row['ours']:.3g}", row["unit"],
+        (row["what"], row["peer"], _number(row["theirs"]), _number(row["ours"]), row["unit"],
          spread(row["ratio"]) if isinstance(row["ratio"], dict) else row["ratio"])
         for row in record["numbers"]["rows"]
     ]  # fmt: skip
@@ -239,7 +247,8 @@ def _time(record: dict) -> list[str]:
 
 def _machine(record: dict) -> str:
     device = record["device"]
-    return f"{device['name']}" + (f", {device['threads']} threads" if "threads" in device else "")
+    threads = device.get("threads")
+    return device["name"] + (f", {threads} thread{'s' * (threads > 1)}" if threads else "")
 
 
 def _figures(step: dict, votes: dict, evaluate: dict, stacked: dict) -> list[str]:
