@@ -235,6 +235,8 @@ def ratio(a: float | None, b: float | None) -> float | None:
 def medians(found: dict) -> dict:
     """Return the same with each percentiles' median in their place."""
     return {
-        name: (value.get("p50") or medians(value)) if isinstance(value, dict) else value
+        name: (value["p50"] if "p50" in value else medians(value))
+        if isinstance(value, dict)
+        else value
         for name, value in found.items()
     }
