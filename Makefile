@@ -1,6 +1,6 @@
 # make setup   the environment in .venv       make demo   train, score and show a small FactorVAE
 # make test    prove the installation         make bench  time the ops and the step
-# make lint    style, layering, types      make sanitize  the C++ tests under ASan and UBSan
+# make lint    style, figures, layering, types     make sanitize  the C++ tests under ASan and UBSan
 # make wheel   the distributions, in dist/   make torture   kills, full disks, damaged files
 # TORCH=2.11.0 with any of them: that PyTorch instead of the one in constraints.txt
 PYTHON ?= python3
@@ -46,6 +46,7 @@ torture: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m bench.table --check
 	rm -rf build/lint && mkdir -p build/lint && cp -r pyproject.toml fvae build/lint
 	rm -f build/lint/fvae/*.so && cp -r kernels build/lint/fvae/kernels
 	cd build/lint && ../../$(BIN)/lint-imports --no-cache && ../../$(BIN)/mypy

@@ -9,7 +9,7 @@ the cache. So something long stands there, behind which the host runs ahead.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -43,7 +43,9 @@ def spread(values: list[float]) -> Times:
     return {f"p{q}": ordered[round(q / 100 * (len(ordered) - 1))] for q in (20, 50, 80)}
 
 
-def in_turns(calls: dict[_Name, Call], device: str, cold: bool = True) -> dict[_Name, Times]:
+def in_turns(
+    calls: dict[_Name, Call], device: str, cold: bool = True, turns: int | None = None
+) -> dict[_Name, Times]:
     """Percentiles of each call's time on the device, in microseconds; the calls take turns.
 
     On a GPU a call of many launches takes as long as the host needs to give them; the replay of
@@ -54,11 +56,13 @@ def in_turns(calls: dict[_Name, Call], device: str, cold: bool = True) -> dict[_
         calls: name -> a call.
         device: where they work.
         cold: clear a GPU's cache before each; otherwise a call finds what those before it left.
+        turns: on a CPU that is to be measured; the first does not count. None is a few, for trying
+            a program.
     """
     if device == "cuda":
         return _by_events(calls, cold)
-    times = seconds_in_turns(calls, _CPU_TURNS)
-    return {name: spread([1e6 * t for t in each]) for name, each in times.items()}
+    times = seconds_in_turns(calls, turns + 1 if turns else _CPU_TURNS)
+    return {n: spread([1e6 * t for t in each[bool(turns) :]]) for n, each in times.items()}
 
 
 def seconds_in_turns(calls: dict[_Name, Call], turns: int) -> dict[_Name, list[float]]:
@@ -114,9 +118,9 @@ def _by_events(calls: dict[_Name, Call], cold: bool) -> dict[_Name, Times]:
     }
 
 
-def microseconds(run: Call, device: str) -> Times:
+def microseconds(run: Call, device: str, turns: int | None = None) -> Times:
     """Percentiles of one call's time, as :func:`in_turns` takes it."""
-    return in_turns({"": run}, device)[""]
+    return in_turns({"": run}, device, turns=turns)[""]
 
 
 def graph_of(run: Call) -> StepGraph:
@@ -228,9 +232,8 @@ def ratio(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else float(f"{a / b:.3g}")
 
 
-def medians(found: dict) -> dict:
+def medians(found: dict) -> Any:
     """Return the same with each percentiles' median in their place."""
-    return {
-        name: (value.get("p50") or medians(value)) if isinstance(value, dict) else value
-        for name, value in found.items()
-    }
+    if "p50" in found:
+        return found["p50"]
+    return {name: medians(x) if isinstance(x, dict) else x for name, x in found.items()}

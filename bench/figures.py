@@ -38,9 +38,7 @@ def read(path: Path) -> dict:
         raise NoRecord(f"{path}: not JSON ({error})") from None
     form = found.get("format") if isinstance(found, dict) else None
     if form != FORMAT:
-        raise NoRecord(
-            f'{path}: format is {form!r}, expected "{FORMAT}": not a benchmark\'s record'
-        )
+        raise NoRecord(f'{path}: not a record: format is {form!r}, expected "{FORMAT}"')
     for key, kind in KEYS.items():
         if not isinstance(found.get(key), kind):
             raise NoRecord(f"{path}: no {key}, or another thing than {kind.__name__}")
@@ -76,10 +74,8 @@ def flat(numbers: object, name: str = "") -> dict[str, float]:
         each = numbers
     elif isinstance(numbers, list):
         for place, item in enumerate(numbers):
-            strings = (
-                [x for x in item.values() if isinstance(x, str)] if isinstance(item, dict) else []
-            )
-            label = " ".join(strings) or str(place)
+            inside = item.values() if isinstance(item, dict) else ()
+            label = " ".join(x for x in inside if isinstance(x, str)) or str(place)
             each[f"{label} #{place}" if label in each else label] = item
     found = {}
     for key, item in each.items():

@@ -307,6 +307,11 @@ def program(
         parser.exit(2, f"{module}: PyTorch sees no CUDA device; run it on a machine with a GPU\n")
     deadline = time.monotonic() + args.seconds
     path = file_of(args.out, args.device) if args.out else None
+    try:
+        if path and (args.resume or path.exists()):
+            figures.read(path)
+    except figures.NoRecord as error:
+        parser.exit(2, f"{module}: {error}; it is left as it is\n")
     record = Record(path, args.device, args.resume)
     parts = chosen(parts_of(args.device, record), [*args.parts, *args.only])
     record.write()  # where it cannot be written, that is known before anything is measured

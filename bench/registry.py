@@ -160,7 +160,7 @@ def _layer_cases(normal: Callable, units: int) -> list[Case]:
     """What is left of the layers of an encoder and a discriminator, and their backward passes."""
     images = normal(64, 32, 32, 32).contiguous(memory_format=torch.channels_last)
     rows, weight, bias = normal(128, units), normal(units, units), normal(32)
-    first, last = normal(32, 1, 4, 4), normal(32, 1, 4, 4)
+    first, last = normal(32, 1, 4, 4), 0.1 * normal(32, 1, 4, 4)
     inner = normal(32, 4, 4, 32).bfloat16()
     bits = ops.packed_bits((normal(64, 1, 64, 64) > 1).float())
     assert bits is not None
@@ -186,6 +186,7 @@ def _layer_cases(normal: Callable, units: int) -> list[Case]:
             "linear_adam", f"128 rows, {units} x {units}, bf16",
             lambda backend: layer[backend].update(backend),
             layer[None].bytes,
+            2 * len(rows) * weight.numel(),
         ),
         Case(
             "conv_from_bits", "64 x 64 x 64",

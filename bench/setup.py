@@ -1,4 +1,4 @@
-"""What the GPU programs run on: the real data and sizes, or tiny ones to try them on a CPU."""
+"""What the programs run on: the real data and sizes, or tiny ones to try a GPU's on a CPU."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -25,14 +25,14 @@ def bits(sizes: tuple[int, ...] = (4, 5, 25)) -> Store:
 
 
 @cache
-def _store(device: str) -> Store:
-    """The data set in the host's memory, by the device that it is for."""
-    return bits() if device == "cpu" else data.load("dsprites")
+def _store(tiny: bool) -> Store:
+    """The data set in the host's memory."""
+    return bits() if tiny else data.load("dsprites")
 
 
 @cache
-def _on_device(device: str) -> Store:
-    return _store(device).to(device)
+def _on_device(device: str, tiny: bool) -> Store:
+    return _store(tiny).to(device)
 
 
 @dataclass(frozen=True)
@@ -40,27 +40,29 @@ class Setup:
     """Device and sizes.
 
     Attributes:
-        device: "cuda", or "cpu" for tiny sizes.
+        device: "cuda", or "cpu", of tiny sizes but where it is to be measured itself.
         batch_size: of a run; None is the default's.
+        measured: take a CPU's sizes to be those of a GPU.
     """
 
     device: str
     batch_size: int | None = None
+    measured: bool = False
 
     @property
     def tiny(self) -> bool:
         """Whether the sizes are those for trying a program rather than for measuring."""
-        return self.device == "cpu"
+        return self.device == "cpu" and not self.measured
 
     @property
     def store(self) -> Store:
         """The data set, in the host's memory."""
-        return _store(self.device)
+        return _store(self.tiny)
 
     @property
     def on_device(self) -> Store:
         """The data set on the device: one copy for all trainers."""
-        return _on_device(self.device)
+        return _on_device(self.device, self.tiny)
 
     @property
     def rounds(self) -> int:

@@ -18,9 +18,10 @@ from multiprocessing.connection import Connection
 import torch
 
 from bench.record import keep, options
+from bench.step import cpu_precisions
 from fvae import data
 from fvae.config import TrainConfig
-from fvae.device import has_fast_bf16, keep_freed_memory
+from fvae.device import keep_freed_memory
 from fvae.training.stacked import StackedTrainer
 from fvae.training.trainer import Trainer
 
@@ -103,13 +104,10 @@ def main() -> None:
     """Measure and print the JSON line."""
     out = options("bench.stacked", __doc__).parse_args().out
     store = data.load("dsprites")
-    precisions = ["fp32"]
-    if has_fast_bf16(torch.device("cpu")):
-        precisions.append("bf16")
     result: dict[str, object] = {"cores": len(os.sched_getaffinity(0))}
     for name, size in SIZES.items():
         check(store, size)
-        for precision in precisions:
+        for precision in cpu_precisions():
             result[f"{name}_{precision}"] = measure(size, precision)
             print(name, precision, result[f"{name}_{precision}"], file=sys.stderr)
     keep(out, result)

@@ -15,18 +15,21 @@ from fvae.training.graph import WARM_UP
 from fvae.training.trainer import Trainer
 from fvae.training.two_players import two_players
 
-_STEP = "whole step"
+#: The name that the whole step has beside its stages.
+WHOLE = "whole step"
 
 
 def stages_of(trainer: Trainer) -> dict[str, Call]:
-    """Return the stages of a factor-vae step on a GPU, forward and backward, in their order.
+    """Return the stages of a factor-vae step, forward and backward, in their order.
 
     Inputs and gradients of each are made once. Left out are the sums of losses and of z's
-    gradients and, in float16, the scaling of gradients.
+    gradients and, in float16, the scaling of gradients. On a CPU, as in its step, nothing goes back
+    through the second batch, and the images are the target.
     """
     config, rng, backend = trainer.config, trainer.rng, trainer.config.backend
     vae, discriminator = trainer.networks
-    half = AUTOCAST.get(config.precision) if trainer.device.type == "cuda" else None
+    gpu = trainer.device.type == "cuda"
+    half = AUTOCAST.get(config.precision) if gpu else None
 
     def draw() -> tuple[Tensor, Tensor]:
         images, indices = ops.gather_batch(
@@ -34,10 +37,24 @@ def stages_of(trainer: Trainer) -> dict[str, Call]:
             return_indices=True,
         )  # fmt: skip
         rng.advance()
-        return images, trainer._packed(indices[: config.batch_size])
+        first = indices[: config.batch_size]
+        return images, trainer._packed(first) if gpu else images[: config.batch_size]
+
+    def encode() -> Sequence[Tensor]:
+        if gpu:
+            return vae.encode(images)
+        first, second = images.chunk(2)
+        with torch.no_grad():
+            vae.encode(second)
+        return vae.encode(first)
 
     def codes() -> tuple[Tensor, Tensor]:
-        z, second, kl_dims = ops.reparameterize_both(mu, logvar, rng, backend)
+        if gpu:
+            z, second, kl_dims = ops.reparameterize_both(mu, logvar, rng, backend)
+        else:
+            z, kl_dims = ops.reparameterize(mu, logvar, rng, backend)
+            with torch.no_grad():
+                second = ops.reparameterize(mu, logvar, rng.at_lane(1), backend)[0]
         with torch.no_grad():
             ops.permute_dims(second, rng, backend)
         return z, kl_dims.sum(-1)
@@ -45,13 +62,23 @@ def stages_of(trainer: Trainer) -> dict[str, Call]:
     images, target = draw()
     images = trainer._laid_out(images)
     with torch.no_grad(), autocast(trainer.device, config.precision):
-        mu, logvar = (t.clone().requires_grad_() for t in vae.encode(images))
+        mu, logvar = (t.clone().requires_grad_() for t in encode())
     z = codes()[0].detach().requires_grad_()
     z_perm = ops.permute_dims(z.detach(), rng, backend)
-    for leaf in trainer.optimizer.leaves:
-        leaf.grad = torch.zeros_like(leaf)
+    leaves = trainer.optimizer.leaves
+    gradients = [torch.zeros_like(leaf) for leaf in leaves]
+
+    def give_gradients() -> None:
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
+
+    def adam() -> None:
+        give_gradients()  # which a whole step, in between, takes away
+        trainer.optimizer.step()
+
+    give_gradients()
     forward: dict[str, tuple[Callable[[], Sequence[Tensor]], list[Tensor]]] = {
-        "encoder": (lambda: vae.encode(images), [*vae.encoder.parameters()]),
+        "encoder": (encode, [*vae.encoder.parameters()]),
         "codes": (codes, [mu, logvar]),
         "decoder, likelihood": (
             lambda: (vae.nll(vae.decode(z), target, backend),),
@@ -63,7 +90,7 @@ def stages_of(trainer: Trainer) -> dict[str, Call]:
         ),
     }
     both = {name: _and_backward(trainer, *each) for name, each in forward.items()}
-    return {"images": draw, **both, "adam": trainer.optimizer.step}
+    return {"images": draw, **both, "adam": adam}
 
 
 def _and_backward(
@@ -79,15 +106,23 @@ def _and_backward(
     return lambda: torch.autograd.grad(run(), inputs, given)
 
 
-def timed(setup: Setup, record: Record) -> dict[str, dict]:
+def timed(
+    setup: Setup, record: Record, names: Sequence[str] = (), turns: int | None = None
+) -> dict[str, dict]:
     """Microseconds of the stages and of the whole step, by precision.
 
     On a GPU each is the replay of a graph, and they take turns in the step's order, so that a
     stage finds in the cache what a step would have left there. The stages' sum is more than the
     step by what each graph needs to start.
+
+    Args:
+        setup: device, data and sizes.
+        record: where what fails is noted.
+        names: precisions; all of :func:`bench.arithmetic.precisions` if none is given.
+        turns: on a CPU that is measured.
     """
     found = {}
-    for precision in precisions(setup.device):
+    for precision in names or precisions(setup.device):
         with record.attempt(f"stages/{precision}"), arithmetic(precision):
             trainer = Trainer(setup.config(precision=precision), setup.on_device)
             for _ in range(1 if setup.tiny else WARM_UP + 2):
@@ -95,7 +130,9 @@ def timed(setup: Setup, record: Record) -> dict[str, dict]:
             calls = stages_of(trainer)
             if setup.device == "cuda":
                 calls = {name: graph_of(run).replay for name, run in calls.items()}
-            found[precision] = in_turns(calls | {_STEP: trainer.step}, setup.device, cold=False)
+            found[precision] = in_turns(
+                calls | {WHOLE: trainer.step}, setup.device, cold=False, turns=turns
+            )
     return found
 
 
@@ -103,8 +140,8 @@ def table(found: dict[str, dict]) -> str:
     """Return a line for each precision and stage, with its share of the stages' sum."""
     lines = []
     for precision, times in found.items():
-        step = times[_STEP]["p50"]
-        each = {name: t["p50"] for name, t in times.items() if name != _STEP}
+        step = times[WHOLE]["p50"]
+        each = {name: t["p50"] for name, t in times.items() if name != WHOLE}
         total = sum(each.values())
         lines.append(f"{precision}: {total:.0f} us in stages, {step:.0f} us a step")
         lines += [f"{us:>10.1f} us {us / total:>5.0%}  {name}" for name, us in each.items()]

@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 
 import torch
@@ -103,58 +104,69 @@ def compare(store: data.Store) -> dict[str, float]:
     return errors
 
 
-def _textbook_step(store: data.Store) -> Callable[[], object]:
+def _textbook_round() -> Callable[[], object]:
     """Draw batches by ``randint`` from images held as float32, as is usual, and step."""
-    images = reference.unpack(
-        store.data[torch.arange(0, len(store), len(store) // 8192)],
-        store.image_shape,
-        store.binary,
-        torch.float32,
-    )
+    images = float_images(data.load("dsprites"))
     textbook = Textbook()
 
     def step() -> None:
         first, second = (images[torch.randint(len(images), (64,))] for _ in range(2))
         textbook.step(first, second)
 
-    return step
+    return times(step)
 
 
-def _work(name: str, pipe: Connection) -> None:
-    """Time a round of steps each time the parent asks; the first answer is the warm-up's."""
-    store = data.load("dsprites")
-    if name == "textbook":
-        step = _textbook_step(store)
-    else:
-        keep_freed_memory()  # as `fvae train` does
-        step = trainer(store, name).step
+def float_images(store: data.Store, count: int = 8192) -> Tensor:
+    """Some ``count`` images of a store, evenly spaced, as float32 ``[n, C, S, S]``."""
+    rows = store.data[torch.arange(0, len(store), len(store) // count)]
+    return reference.unpack(rows, store.image_shape, store.binary, torch.float32)
+
+
+def our_round(precision: str, **fields) -> Callable[[], object]:
+    """Make a default run on the CPU with some fields changed; return a round of its steps."""
+    keep_freed_memory()  # as `fvae train` does
+    config = TrainConfig(device="cpu", precision=precision, **fields)
+    return times(Trainer(config, data.load("dsprites")).step)
+
+
+def times(step: Callable[[], object], count: int = STEPS_A_ROUND) -> Callable[[], None]:
+    """Return a call of a number of steps."""
+
+    def round_of_steps() -> None:
+        for _ in range(count):
+            step()
+
+    return round_of_steps
+
+
+def _work(make: Callable[[], Callable[[], object]], pipe: Connection) -> None:
+    """Time a round each time the parent asks; the first answer is the warm-up's."""
+    run = make()
     while True:
         start = time.perf_counter()
-        for _ in range(STEPS_A_ROUND):
-            step()
-        pipe.send((time.perf_counter() - start) / STEPS_A_ROUND)
+        run()
+        pipe.send(time.perf_counter() - start)
         if not pipe.recv():
             return
 
 
-def measure(store: data.Store, rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Seconds a step of "textbook", "fp32" and "bf16" in each round, interleaved.
+def in_processes(
+    sides: dict[str, Callable[[], Callable[[], object]]], rounds: int = ROUNDS
+) -> dict[str, list[float]]:
+    """Seconds of each side's round, round by round.
 
-    Each runs in a process of its own, as it would in use: in one process they would share the
+    Each works in a process of its own, as it would in use: in one process they would share the
     allocator's state, and what one frees would speed up another. One works at a time.
+
+    Args:
+        sides: name -> a function that another process can call and that returns a round.
+        rounds: how many count.
     """
-    errors = compare(store)
-    worst = max(errors, key=errors.get)
-    if not errors[worst] < 1e-5:
-        raise SystemExit(f"not timed: {worst} differs by {errors[worst]:.1e} from the textbook")
-    names = ["textbook", "fp32"]
-    if has_fast_bf16(torch.device("cpu")):
-        names.append("bf16")
     context = multiprocessing.get_context("spawn")
-    pipes, seconds = {}, {name: [] for name in names}
-    for name in names:
+    pipes, seconds = {}, {name: [] for name in sides}
+    for name, make in sides.items():
         pipes[name], theirs = context.Pipe()
-        context.Process(target=_work, args=(name, theirs), daemon=True).start()
+        context.Process(target=_work, args=(make, theirs), daemon=True).start()
         pipes[name].recv()
     for _ in range(rounds):
         for name, pipe in pipes.items():
@@ -165,6 +177,26 @@ def measure(store: data.Store, rounds: int = ROUNDS) -> dict[str, list[float]]:
     return seconds
 
 
+def measure(store: data.Store, rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Seconds a step of "textbook", "fp32" and "bf16" in each round, interleaved."""
+    errors = compare(store)
+    worst = max(errors, key=errors.get)
+    if not errors[worst] < 1e-5:
+        raise SystemExit(f"not timed: {worst} differs by {errors[worst]:.1e} from the textbook")
+    sides: dict[str, Callable] = {"textbook": _textbook_round}
+    for precision in cpu_precisions():
+        sides[precision] = partial(our_round, precision)
+    return {
+        name: [t / STEPS_A_ROUND for t in each]
+        for name, each in in_processes(sides, rounds).items()
+    }
+
+
+def cpu_precisions() -> list[str]:
+    """Return the precisions that this processor computes in hardware."""
+    return ["fp32", *(["bf16"] if has_fast_bf16(torch.device("cpu")) else [])]
+
+
 def main() -> None:
     """Measure and print the JSON line."""
     out = options("bench.step", __doc__).parse_args().out
@@ -173,9 +205,9 @@ def main() -> None:
         f"ratio_{name}": over(seconds["textbook"], seconds[name]) if name in seconds else None
         for name in ("bf16", "fp32")
     }
-    times = milliseconds(seconds)
-    print(", ".join(f"{name} {ms['p50']:.1f} ms" for name, ms in times.items()), file=sys.stderr)
-    keep(out, found | {"ms": times})
+    each = milliseconds(seconds)
+    print(", ".join(f"{name} {ms['p50']:.1f} ms" for name, ms in each.items()), file=sys.stderr)
+    keep(out, found | {"ms": each})
     # In a process of its own, which then takes fake tensors for real ones.
     counted = subprocess.run(
         [sys.executable, "-m", "bench.launches"], capture_output=True, text=True, check=False

@@ -1,9 +1,9 @@
 """Metric votes on a CPU: the op beside the NumPy loop that users run and vectorised PyTorch.
 
 ``python -m bench.votes`` prints one JSON line; a ratio is the other's time over the op's, medians
-over rounds that take turns. 15,000 votes of 64 samples (both halves of protocol locatello2019) on codes
-of the dSprites grid that are in memory, d = 10. ``ratio_labels`` is the op's own time on the grid
-over its time where the same grid comes as labels, in order and with the rows shuffled
+over rounds that take turns. 15,000 votes of 64 samples (both halves of protocol locatello2019) on
+codes of the dSprites grid that are in memory, d = 10. ``ratio_labels`` is the op's own time on the
+grid over its time where the same grid comes as labels, in order and with the rows shuffled
 (``ratio_labels_shuffled``).
 """
 

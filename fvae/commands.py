@@ -264,7 +264,7 @@ def _check_resume(base: Train, command: Train) -> None:
     for field in dataclasses.fields(Train):
         given, kept = getattr(command, field.name), getattr(base, field.name)
         option = "--" + field.name.replace("_", "-")
-        if given != kept and field.name not in resumable(base):
+        if given != kept and field.name not in resumable(base.learning_rate_schedule):
             raise UserError(
                 f"{option} {given}: cannot be given with --resume, the run has {kept};"
                 " leave it out, or train a new run"

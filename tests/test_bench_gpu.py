@@ -86,6 +86,18 @@ def test_a_part_that_raises_loses_nothing(parts, tmp_path):
     assert rows["extension_error"] == ops.EXTENSION_ERROR
 
 
+def test_what_is_no_record_is_neither_resumed_nor_overwritten(parts, tmp_path, capsys):
+    parts(Part("first", 0, boom))
+    path = tmp_path / "a.json"
+    path.write_text('{"results": {}}')
+    for more in ([], ["--resume"]):
+        assert run(gpu, "--out", str(path), *more) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"bench.gpu: {path}: not a record")
+    assert path.read_text() == '{"results": {}}'
+    assert run(gpu, "--out", str(tmp_path / "b.json"), "--resume") == 2
+
+
 def test_nothing_failed_is_status_0(parts, tmp_path):
     parts(Part("first", 0, lambda: 1))
     assert run(gpu, "--out", str(tmp_path)) == 0

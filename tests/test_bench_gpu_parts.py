@@ -103,7 +103,7 @@ def test_a_call_that_cannot_be_a_graph_says_why_and_is_timed_as_it_is(gpu_clock,
 def test_products_are_rated_in_every_precision_by_what_they_multiply(monkeypatch):
     seen = []
 
-    def microseconds(run, device):
+    def microseconds(run, device, turns=None):
         seen.append((run().dtype, torch.backends.cuda.matmul.allow_tf32))
         return {"p50": 2.0}
 

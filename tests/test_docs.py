@@ -26,7 +26,7 @@ from fvae.registry import DATA, METRICS, OBJECTIVES
 ROOT = Path(fvae.__file__).parents[1]
 PAGES = [ROOT / "README.md"] + [
     ROOT / folder / "README.md"
-    for folder in ("fvae", "fvae/data", "fvae/metrics", "kernels", "csrc", "bench")
+    for folder in ("fvae", "fvae/data", "fvae/metrics", "kernels", "csrc", "bench", "bench/peers")
 ]
 # Options of programs that are not ours.
 FOREIGN = {"--nproc-per-node", "--no-build-isolation", "--no-deps"}
@@ -94,7 +94,9 @@ def test_imports_that_are_shown_work():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_options_exist(page):
     texts = [_help(name) for name in ("train", "eval", "study")]
-    texts += [inspect.getsource(importlib.import_module("bench.record"))]
+    texts += [
+        inspect.getsource(importlib.import_module(f"bench.{name}")) for name in ("record", "table")
+    ]
     texts += [(ROOT / "kernels/report.py").read_text()]
     known = set.union(*map(_options, texts)) | FOREIGN
     assert _options(_text(page)) <= known
@@ -105,24 +107,6 @@ def test_every_option_of_a_training_command_is_one_of_train():
     for page in PAGES:
         for line in re.findall(r"fvae train .*", _text(page)):
             assert _options(re.split(r"[`#]", line)[0]) <= known, line
-
-
-def test_figures_of_stacking_are_those_of_the_file():
-    found = json.loads((ROOT / "bench/results/stacked-cpu.json").read_text())
-    alone = {name: row["one_after_another"] for name, row in found.items() if "_" in name}
-    lines = [
-        "| " + " | ".join(f"{found[name][way] / alone[name]:.2f}" for way in
-                          ("stacked_8", "process_a_core", "stacked_4_a_core")) + " |"
-        for name in ("default_bf16", "default_fp32", "small_bf16", "small_fp32")
-    ]  # fmt: skip
-    table = re.findall(
-        r"^\| (?:default|64-unit)[^|]*(\|.*)$", _text(ROOT / "bench/README.md"), re.M
-    )
-    assert table == lines
-    page = " ".join(_text(PAGES[0]).split())
-    bf16, fp32 = alone["default_bf16"], alone["default_fp32"]
-    assert f"bf16 runs at {bf16} steps a second and in fp32 at {fp32}" in page
-    assert f"{300_000 / bf16 / 3600:.1f} and {300_000 / fp32 / 3600:.1f} hours" in page
 
 
 def test_lengths():

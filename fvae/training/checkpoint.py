@@ -218,9 +218,8 @@ def _read(
     for setting, value in json.loads(config.to_json()).items():
         # A setting that came later than the file had its default's effect then. The size of the
         # images is the data set's, unless it was asked for.
-        free = setting in resumable(config.learning_rate_schedule) or (
-            setting == "image_size" and value is None
-        )
+        free = setting in resumable(config.learning_rate_schedule)
+        free = free or (setting == "image_size" and value is None)
         if not free and made_by.get(setting, value) != value:
             raise UserError(
                 f"{path}: was made with {setting} = {made_by.get(setting)!r}, but"

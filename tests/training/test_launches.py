@@ -1,7 +1,6 @@
 """What a GPU's step starts and moves: counted without a GPU, see bench/launches.py."""
 
 import json
-import re
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from shared import ROOT, needs_compiler
 
-from bench import launches
+from bench import figures, launches
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
@@ -45,10 +44,7 @@ def test_bytes_are_those_of_memory_once_and_of_changes_twice():
     assert found == [2 * 96, 2 * 48, 96 + 48, 2 * 96, 2 * 96, 0, 12]
 
 
-def test_the_page_has_these_counts(counted):
-    text = (ROOT / "bench/README.md").read_text()
-    for objective in ("factor-vae", "vae"):
-        (line,) = re.findall(rf"^\| `{objective}` \|.*", text, re.MULTILINE)
-        cells = [cell.strip() for cell in line.split("|")[2:6]]
-        names = [f"{objective} {p}{unit}" for unit in ("", " MB") for p in ("bf16", "fp32")]
-        assert cells == [str(counted[name]) for name in names]
+def test_the_record_has_these_counts(counted):
+    numbers = figures.read(ROOT / "bench/results/launches.json")["numbers"]
+    mended = "run: python -m bench.table --measure launches"
+    assert {name: numbers[name] for name in counted} == counted, mended

@@ -1,0 +1,1 @@
+"""Beside packages that people use, each in an environment of its own: see README.md."""
