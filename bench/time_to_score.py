@@ -24,6 +24,7 @@ the run's end, each number of steps has runs of its own; otherwise they are stat
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import statistics
 import sys
 import time
@@ -152,6 +153,8 @@ def textbook(store: Store, rounds: int) -> dict[str, Any]:
     from bench.step import measure
 
     step = statistics.median(measure(store, rounds)["textbook"])
+    for process in multiprocessing.active_children():
+        process.join()  # so that nothing works beside the training
     hours = step * TrainConfig.steps / 3600
     return {"textbook_s": round(step, 4), "paper_steps": TrainConfig.steps,
             "textbook_hours": round(hours, 1)}  # fmt: skip
