@@ -93,7 +93,7 @@ def test_imports_that_are_shown_work():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_options_exist(page):
-    texts = [_help(name) for name in ("train", "eval", "study")]
+    texts = [_help(name) for name in ("train", "eval", "study", "paper")]
     texts += [
         inspect.getsource(importlib.import_module(f"bench.{name}")) for name in ("record", "table")
     ]

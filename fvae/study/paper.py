@@ -22,7 +22,10 @@ PAGE_NAME = "paper.html"
 FIGURES = "figures"
 _PRESETS = {paper_preset(s, scale): (s, scale) for s in SETS for scale in SCALES}
 _DASH = "&ndash;"
-_TITLES = {"recon": "reconstruction (nats)", "factor_vae": "FactorVAE score", "beta_vae": "Higgins"}
+_TITLES = {
+    "recon": "reconstruction (nats)", "factor_vae": "FactorVAE score", "beta_vae": "Higgins",
+    "mig": "MIG", "sap": "SAP", "dci": "DCI",
+}  # fmt: skip
 
 
 def is_paper(preset: str | None) -> bool:
@@ -183,24 +186,25 @@ def _best_models(out: Path, done: Rows, drawn: dict[str, bytes]) -> list[tuple[s
 
 
 def _published_table(which: str, groups: dict[str, Rows], settings: dict) -> str:
-    best, names = _best_settings(groups), ["factor_vae", "recon"]
-    names += [n for n in dict.fromkeys(p.metric for p in PUBLISHED[which]) if n not in names]
-    lines = [
-        [
-            _TITLES.get(one.metric, html.escape(one.metric)),
-            html.escape(one.model or one.objective),
-            _DASH if one.weight is None else f"{one.weight:g}",
-            html.escape(one.value),
-            *_ours(one, groups, best),
-            html.escape(one.source),
-        ]
-        for one in sorted(PUBLISHED[which], key=lambda one: names.index(one.metric))
-    ]
+    best = _best_settings(groups)
+    taken = {n for rows in groups.values() for row in rows for n in row if row[n] != ""}
+    names = [n for n in _TITLES if n in taken or n == SCORE]
+    lines = []
+    for one in sorted(PUBLISHED[which], key=lambda one: list(_TITLES).index(one.metric)):
+        if one.metric in names:
+            weight = _DASH if one.weight is None else f"{one.weight:g}"
+            model, source = html.escape(one.model or one.objective), html.escape(one.source)
+            wrapped = f'<span style="white-space: normal">{source}</span>'
+            value = html.escape(one.value)
+            lines.append(
+                [_TITLES[one.metric], model, weight, value, *_ours(one, groups, best), wrapped]
+            )
     note = (
         f"<p>Ours are means &plusmn; standard deviations over the seeds after {settings['steps']:,}"
         " steps, of the setting with the published weight; where that is not known, of our best"
-        " one, which is named. Published numbers are of other code, mostly other metric code, and"
-        " of the paper's number of steps or more.</p>"
+        " one, which is named. A dash stands where our grid has no such setting, or it is not"
+        " finished. Published numbers are of other code, mostly other metric code, and of the"
+        " paper's number of steps or about as many.</p>"
     )
     head = ["metric", "model", "weight", "published", "ours", "our setting, runs", "source"]
     return note + html_table(head, lines, "sortable")
@@ -215,5 +219,5 @@ def _ours(one: Published, groups: dict[str, Rows], best: dict[str, Rows]) -> tup
              and float(rows[0]["weight"] or "nan") == one.weight), None,
         )  # fmt: skip
     if rows is None:
-        return _DASH, "not in the grid, or not finished"
+        return _DASH, _DASH
     return _text(one.metric, rows), f"{html.escape(rows[0]['setting'])}, {len(rows)}"

@@ -28,8 +28,8 @@ class Published(NamedTuple):
     model: str = ""
 
 
-_CR = "InfoGAN-CR's repository, Table 1: its own implementation and metrics"
-_CR_OTHERS = "InfoGAN-CR's repository, Table 1, as reported there"
+_CR = "InfoGAN-CR's repository, Table 1"  # its own implementation and metric code
+_CR_OTHERS = "InfoGAN-CR's repository, Table 1, where others are quoted"
 _MEMORY = "Kim & Mnih 2018, from memory"
 _SECOND_HAND = "second-hand, first source not read"
 _ENCDIFF = "EncDiff, Table 1"

@@ -35,8 +35,7 @@ from fvae.study.work import (
     steps_done,
     work,
 )
-from fvae.training import loop, run_data
-from fvae.training.checkpoint import resumable
+from fvae.training import checkpoint, loop, run_data
 from fvae.training.trainer import make_trainer
 
 STUDY_NAME = "study.json"
@@ -243,6 +242,8 @@ def _execute(
 def _prepare(run: Path, config: TrainConfig) -> None:
     """Make the run folder, or let its configuration have what may change."""
     run.mkdir(parents=True, exist_ok=True)
+    if not (run / checkpoint.NAME).exists():  # what was kept of it is not what is asked for now
+        (run / checkpoint.KEPT).unlink(missing_ok=True)
     path = run / loop.CONFIG_NAME
     if not path.exists() or path.read_bytes() != config.to_json().encode():
         write_atomically(path, config.to_json())
@@ -325,7 +326,7 @@ def check_same(kept: dict, given: dict, out: Path) -> None:
         UserError: there is such a setting.
     """
     defaults = settings_of(StudyConfig())
-    free = resumable(given["learning_rate_schedule"])
+    free = checkpoint.resumable(given["learning_rate_schedule"])
     for name, value in given.items():
         # What is now the default was the rule before there was such a setting, but for what was not
         # one at all: a grid of another objective, or the size that the data have.

@@ -197,7 +197,7 @@ def _do(runs: list[Path], asked: Asked | None, store: Store, stop: Stop, on_even
     untrained = [run for run in todo if steps_done(run) < configs[run].steps]
     for run in untrained:
         # Whatever was scored is about to change; a failure that cannot be read is no more.
-        of_it = ("report.html", "traversal.png", FAILED_NAME, checkpoint.KEPT)
+        of_it = ("report.html", "traversal.png", FAILED_NAME)
         for left in (*run.glob("eval-*.json"), *(run / name for name in of_it)):
             left.unlink(missing_ok=True)
     if untrained:

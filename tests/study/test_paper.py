@@ -218,7 +218,7 @@ def test_bad_input_is_refused_in_a_line(made, words, tmp_path, monkeypatch, caps
     assert "given twice" in refused("paper", "--scale", "smoke", "--scale", "cpu")
     assert "--own vae" in refused(*words, "--own", "vae", "--out", tmp_path / "x")
     assert not (tmp_path / "x").exists()
-    assert "--own" in refused("paper", "--out", made[0])  # made with other settings
+    assert "was made with 3" in refused("paper", "--out", made[0])  # of other settings
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").touch()
     assert "holds no study" in refused(*words, "--out", tmp_path / "other")
