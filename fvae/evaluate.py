@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,11 @@ def evaluate(
 
     Returns:
         the contents of the file: scores, votes, protocol constants, seed, step and checkpoint that
-        were scored, images encoded, in which precision, and the mean KL of each dimension. A GAN
+        were scored, images encoded, in which precision, and the mean KL of each dimension. Under
+        ``errors`` stands the standard error that each score owes to its random draws, 0 where it
+        reads every image, None where none is made. Beside a FactorVAE score of a full grid stands
+        ``exhaustive``, the score of that protocol, which draws nothing: where it is known of this
+        state, or at most a tenth more images need encoding for it; else None. A GAN
         has an estimate of its mutual information instead, and a protocol that drops dimensions by
         their KL then drops constant ones alone. A metric that cannot be taken of the set's labels
         has no score, and a note that says why.
@@ -183,6 +188,8 @@ def evaluate(
     parts = posteriors(model, store, needed, lambda done: on_progress(done, len(needed)), precision)
     codes[needed], logvars[needed] = parts
     information = model.information(*parts)
+    # The threshold below which a protocol drops a dimension is one of the KL to the prior.
+    kl = information if model.information_name == "KL" else None
 
     called = protocol + "".join(f", {value} {name}" for name, value in options.items())
     result: dict[str, Any] = {"protocol": called, "seed": seed}
@@ -193,22 +200,28 @@ def evaluate(
         kinds = [{"name": c.name, "values": None if c.real else len(c.values)}
                  for c in factors.columns]  # fmt: skip
         result |= {"factors": kinds, "factors_left_out": left_out}
-    # The threshold below which a protocol drops a dimension is one of the KL to the prior.
-    kl = information if model.information_name == "KL" else None
     result["mutual_information_dims" if kl is None else "kl_dims"] = information.tolist()
     path = run / f"eval-{protocol}{''.join(f'-{k}{v}' for k, v in options.items())}.json"
     before = _kept(path, result)
     if kl is None:
         refused |= {n: "the model has no q(z|x)" for n, one in taken.items() if one.posterior}
+    errors: dict[str, float | None] = {}
     for name, metric in METRICS.items():
         if name in before and name not in taken:
             result[name] = before[name]
+            if name in before["errors"]:
+                errors[name] = before["errors"][name]
         elif name in taken:
             own = {option: options[option] for option in metric.options if option in options}
             own |= {"logvar": logvars} if metric.posterior else {}
             try:
                 if name not in refused:
-                    result[name] = _plain(metric.score(codes, factors, protocol, seed, kl, **own))
+                    of_rows = partial(metric.score, protocol=protocol, seed=seed, kl=kl, **own)
+                    found = of_rows(codes, factors)
+                    result[name] = _plain(found)
+                    errors[name] = metric.error and metric.error(
+                        found, of_rows, codes, factors, seed, needed
+                    )
                     continue
             except Unsuited as error:
                 refused[name] = str(error)
@@ -221,19 +234,34 @@ def evaluate(
         votes |= {"votes": votes.get("votes", []), "factor_names": list(factors.names)}
         if kl is None and votes.get("protocol", {}).get("prune") == "kl" and not votes["note"]:
             votes["note"] = "the model has no KL: only constant dimensions are dropped"
+        if votes["score"] is not None and not factors.columns and protocol != "exhaustive":
+            rest = torch.from_numpy(np.setdiff1d(np.arange(len(store)), needed.numpy()))
+            known = _kept(run / "eval-exhaustive.json", result, ("checkpoint", "precision"))
+            votes["exhaustive"] = known.get("factor_vae", {}).get("score")
+            if votes["exhaustive"] is None and 10 * len(rest) <= len(needed):
+                more = posteriors(model, store, rest, precision=precision)
+                codes[rest], logvars[rest] = more
+                kl = None if kl is None else model.information(codes, logvars)
+                score = METRICS["factor_vae"].score
+                votes["exhaustive"] = score(codes, factors, "exhaustive", seed, kl).score
+    result["errors"] = errors
     write_atomically(path, json.dumps(result, indent=2) + "\n")
     return result
 
 
-def _kept(path: Path, result: dict[str, Any]) -> dict[str, Any]:
-    """Scores that a file holds of the state and seed of a result; none where it cannot be read."""
+def _kept(
+    path: Path,
+    result: dict[str, Any],
+    keys: Sequence[str] = ("checkpoint", "seed", "protocol", "precision"),
+) -> dict[str, Any]:
+    """Scores that a file holds of what a result is of; none where it cannot be read."""
     try:
-        before = {"precision": "fp32"} | json.loads(path.read_text(encoding="utf-8"))
-        keys = "checkpoint", "seed", "protocol", "precision"
+        before = {"precision": "fp32", "errors": {}} | json.loads(path.read_text(encoding="utf-8"))
         same = all(before[key] == result[key] for key in keys)
+        before["errors"] = dict(before["errors"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return {name: before[name] for name in METRICS if name in before} if same else {}
+    return {name: before[name] for name in (*METRICS, "errors") if name in before} if same else {}
 
 
 def chosen(

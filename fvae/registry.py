@@ -101,6 +101,9 @@ class Metric:
             :meth:`fvae.metrics.Factors.unknown` of a set that has none.
         posterior: whether ``score`` also takes ``logvar=``, log variances of q(z|x) beside the
             codes; a model that has none has no such score.
+        error: ``error(result, score, codes, factors, seed, rows)`` returns the standard error that
+            the score owes to its random draws, or None where it has none; ways of making one are in
+            :mod:`fvae.metrics.resampling`. None where no way pays.
     """
 
     name: str
@@ -112,6 +115,7 @@ class Metric:
     usual: bool = True
     supervised: bool = True
     posterior: bool = False
+    error: Callable[..., float | None] | None = None
 
 
 @dataclass(frozen=True)

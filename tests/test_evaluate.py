@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from rich.console import Console
 from shared import HostTraffic
 from small import SMALL
 
@@ -14,6 +15,8 @@ from fvae.errors import UserError
 from fvae.models import ends, half, infogan
 from fvae.models import vae as nets
 from fvae.registry import METRICS, Metric
+from fvae.report.scores import read_scores
+from fvae.report.terminal import score_table
 from fvae.training import loop
 
 
@@ -172,3 +175,81 @@ def test_metrics_that_need_no_factors(tmp_path, spread):
 def test_metrics_that_there_are_not(names, protocol, message):
     with pytest.raises(UserError, match=message):
         evaluate.chosen(names, protocol)
+
+
+def test_scores_have_errors_and_exhaustive_beside(tmp_path, spread):
+    run, store = _run(tmp_path, factors=True)
+    result = evaluate.evaluate(run, store, names=["factor_vae", "mig", "sap", "spread"])
+    path, errors = run / "eval-kim2018.json", result["errors"]
+    assert list(errors) == ["factor_vae", "mig", "sap", "spread"]
+    assert errors["sap"] is errors["spread"] is None and errors["mig"] > 0
+    # Nearly all images were encoded, so the score that draws nothing is the very one.
+    exact = evaluate.evaluate(run, store, "exhaustive")
+    assert result["factor_vae"]["exhaustive"] == exact["factor_vae"]["score"]
+    assert exact["errors"] == {"factor_vae": 0.0} and "exhaustive" not in exact["factor_vae"]
+    # What stays of the file keeps its error; the file of an older version has none.
+    other = evaluate.evaluate(run, store, names=["modularity"])["errors"]
+    assert other | errors == other and other["modularity"] is not None
+    old = json.loads(path.read_text())
+    del old["errors"], old["factor_vae"]["exhaustive"], old["factor_vae"]["eval_votes"]
+    path.write_text(json.dumps(old))
+    assert read_scores(run)[-1]["mig"] == result["mig"]
+    shown = _table(old)
+    assert "error" in shown and "+-" not in shown and "exhaustive" not in shown
+    assert list(evaluate.evaluate(run, store, names=["mig"])["errors"]) == ["mig"]
+
+
+def _table(result):
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(score_table(result))
+    return captured.get()
+
+
+def test_a_table_says_what_is_an_error_what_is_exact_and_what_has_none():
+    scores = {"factor_vae": {"score": 0.7123, "exhaustive": 0.7}, "mig": {"score": 0.2},
+              "sap": {"score": 0.1}}  # fmt: skip
+    result = {"protocol": "kim2018", "seed": 0, **scores}
+    result["errors"] = {"factor_vae": 0.0084, "mig": 0.0, "sap": None}
+    cells = [[c.strip() for c in line.split("│")[1:4]] for line in _table(result).splitlines()]
+    cells = [row for row in cells if row]
+    assert cells == [["factor_vae", "0.712", "+- 0.008"], ["exhaustive", "0.700", "exact"],
+                     ["mig", "0.200", "exact"], ["sap", "0.100", "-"]]  # fmt: skip
+    scores["factor_vae"]["exhaustive"] = None
+    assert "fvae eval RUN --protocol exhaustive" in _table(result)
+
+
+def test_exhaustive_beside_is_that_of_its_file_where_it_would_take_long(tmp_path, monkeypatch):
+    run, store = _run(tmp_path, factors=True)
+    rows = {"factor_vae": torch.arange(0, 40, 2), "exhaustive": torch.arange(40)}
+    sizes = []
+    real = evaluate.posteriors
+    monkeypatch.setattr(
+        evaluate,
+        "posteriors",
+        lambda m, s, i, *a, **k: sizes.append(len(i)) or real(m, s, i, *a, **k),
+    )
+    metric = dataclasses.replace(
+        METRICS["factor_vae"],
+        score=lambda codes, factors, protocol, seed, kl: _Votes(
+            0.5 + codes.isfinite().all().item()
+        ),
+        rows=lambda factors, protocol, seed: [rows.get(protocol, rows["factor_vae"])],
+        error=None,
+    )
+    monkeypatch.setitem(METRICS._entries, "factor_vae", metric)
+
+    def beside():
+        return evaluate.evaluate(run, store, names=["factor_vae"])["factor_vae"]["exhaustive"]
+
+    assert beside() is None and sizes == [20]
+    assert evaluate.evaluate(run, store, "exhaustive", seed=5)["factor_vae"]["score"] == 1.5
+    assert beside() == 1.5 and sizes == [20, 40, 20]
+    (run / "eval-exhaustive.json").unlink()
+    rows["factor_vae"] = torch.arange(38)
+    assert beside() == 1.5 and sizes == [20, 40, 20, 38, 2]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Votes(_Result):
+    note: str = ""

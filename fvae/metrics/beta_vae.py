@@ -11,8 +11,9 @@ from torch import Tensor
 from fvae import ops
 from fvae.device import as_imported
 from fvae.metrics.checks import codes_of, require_finite, seed_of
-from fvae.metrics.factors import Labels, factors_of
+from fvae.metrics.factors import Factors, Labels, factors_of
 from fvae.metrics.protocols import BETA_VAE, BetaVaeProtocol, lookup
+from fvae.metrics.resampling import IMAGES_TIMES, generator
 from fvae.metrics.sampling import EVAL_LANE, TRAIN_LANE, beta_vae_rows
 from fvae.philox import Philox
 
@@ -76,36 +77,72 @@ def beta_vae_score(
     Source: Higgins et al. 2017, section 3; "kim2018": Kim & Mnih 2018, appendix;
     "locatello2019": Locatello et al. 2019, appendix.
     """
-    from sklearn.exceptions import ConvergenceWarning
-
     given = factors_of(factor_sizes, factors, codes)
     codes = codes_of(codes, given)
     constants = lookup(BETA_VAE, "beta_vae", protocol)
     rng = Philox(seed_of(seed), device=codes.device)
-    groups = given.groups(codes.device)
     require_finite(codes, lambda: beta_vae_rows(given, constants, rng))
+    train, test = _points(codes, given, constants, rng, backend)
+    if (train[1] == train[1][0]).all():  # nothing to tell apart, and no classifier takes it
+        return BetaVaeResult(1.0, 1.0, constants, "one factor: there is nothing to tell apart")
+    train_score, score = _scores(train, test, constants)
+    return BetaVaeResult(score, train_score, constants)
 
-    def points(count: int, lane: int) -> tuple[np.ndarray, np.ndarray]:
-        """Features float64 [count, d] and fixed factors int64 [count]."""
+
+def beta_vae_error(
+    result: BetaVaeResult, score: Any, codes: Tensor, factors: Factors, seed: int, rows: Tensor
+) -> float:
+    """Standard error by a bootstrap over the points, with a classifier fitted on each resample.
+
+    A way of :mod:`fvae.metrics.resampling`; where the training points score the classifier, they do
+    so here.
+    """
+    constants, rng = result.protocol, generator(seed)
+    sets = _points(codes, factors, constants, Philox(seed, device=codes.device), None)
+    if len(factors) == 1:
+        return 0.0
+    scores = []
+    for _ in range(IMAGES_TIMES):
+        again = []
+        for x, k in sets:
+            drawn = rng.integers(len(k), size=len(k))
+            again.append((x[drawn], k[drawn]))
+        scores.append(_scores(again[0], again[1], constants)[1])
+    return float(np.std(scores, ddof=1))
+
+
+#: Features float64 [points, d], and fixed factors int64 [points].
+_Points = tuple[np.ndarray, np.ndarray]
+
+
+def _points(
+    codes: Tensor, factors: Factors, constants: BetaVaeProtocol, rng: Philox, backend: str | None
+) -> tuple[_Points, _Points]:
+    """Points that train, and points that score, the same where the protocol has no others."""
+    groups = factors.groups(codes.device)
+
+    def points(count: int, lane: int) -> _Points:
         features, fixed = ops.pair_features(
             codes, groups, points=count, pairs=constants.pairs, rng=rng.at_lane(lane),
             balanced=constants.balanced, backend=backend,
         )  # fmt: skip
         return features.double().cpu().numpy(), fixed.cpu().numpy()
 
-    x, k = points(constants.points, TRAIN_LANE)
-    if (k == k[0]).all():  # one factor: nothing to tell apart, and no classifier takes it
-        return BetaVaeResult(1.0, 1.0, constants, "one factor: there is nothing to tell apart")
+    train = points(constants.points, TRAIN_LANE)
+    return train, points(constants.eval_points, EVAL_LANE) if constants.eval_points else train
+
+
+def _scores(train: _Points, test: _Points, constants: BetaVaeProtocol) -> tuple[float, float]:
+    """Accuracy of a new classifier on the points that train it and on those that test it."""
+    from sklearn.exceptions import ConvergenceWarning
+
     model = _classifier(constants)
     with warnings.catch_warnings():
         # A classifier that stops at max_iter is scored as it is.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(x, k)
-    train_score = float(model.score(x, k))
-    if not constants.eval_points:
-        return BetaVaeResult(train_score, train_score, constants)
-    score = float(model.score(*points(constants.eval_points, EVAL_LANE)))
-    return BetaVaeResult(score, train_score, constants)
+        model.fit(*train)
+    score = float(model.score(*train))
+    return score, score if test is train else float(model.score(*test))
 
 
 def _classifier(constants: BetaVaeProtocol) -> Any:

@@ -33,6 +33,7 @@ class FactorVaeResult:
         note: empty, or what a reader of the score should know.
         ceiling: the greatest score that votes of these factors and as many active dimensions can
             have: below 1 where there are fewer dimensions than factors, as each predicts one.
+        eval_votes: the evaluation votes, as ``votes``; None where the protocol has none.
     """
 
     score: float
@@ -43,6 +44,7 @@ class FactorVaeResult:
     eval_score: float | None = None
     note: str = ""
     ceiling: float = 1.0
+    eval_votes: Tensor | None = None
 
 
 @as_imported()
@@ -158,7 +160,7 @@ def factor_vae_score(
         return FactorVaeResult(train, votes, constants, active, train, None, note, ceiling)
     others = votes_of(constants.eval_votes, EVAL_LANE)
     score, ceiling = _accuracy(votes, others), _ceiling(others, active)
-    return FactorVaeResult(score, votes, constants, active, train, score, note, ceiling)
+    return FactorVaeResult(score, votes, constants, active, train, score, note, ceiling, others)
 
 
 def _accuracy(train: Tensor, scored: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Any, Self, cast, overload
@@ -124,6 +124,16 @@ class Factors(Sequence[int]):
             where = rows.cpu().numpy()
             return [c.data[where] for c in self.columns]
         return [c.cpu().numpy() for c in classes_of(rows, self.sizes).unbind(-1)]
+
+    def take(self, rows: Tensor) -> Self:
+        """The factors of some rows, in their order and with repeats; classes stay as they are."""
+        if not self.sizes:
+            return type(self).unknown(len(rows))
+        columns = self.columns or tuple(
+            Column("", np.arange(n), np.empty(0, np.int64), n) for n in self.sizes
+        )
+        taken = tuple(map(lambda column, data: replace(column, data=data), columns, self.at(rows)))
+        return type(self)(self.sizes, taken, self.names)
 
     def groups(self, device: torch.device | str) -> tuple[int, ...] | RowIndex:
         """What the ops of votes and pairs take: the sizes of the grid, or which rows share a value.

@@ -22,7 +22,7 @@ from fvae.philox import Philox, Stream
 from fvae.registry import METRICS
 from fvae.report.page import FAR, drawable, page, picture, plt, png_of, table
 from fvae.report.scores import is_of, read_scores
-from fvae.report.terminal import ceiling
+from fvae.report.terminal import ceiling, error
 from fvae.training import checkpoint, run_data
 from fvae.training import log as logs
 from fvae.training.loop import HEADLINES
@@ -331,8 +331,9 @@ def _score_table(scores: list[dict], state: checkpoint.State) -> str:
         cells = "".join(f"<td>{_score(s, n)}</td>" for s in scores)
         rows += f'<tr><th scope="row">{html.escape(n)}</th>{cells}</tr>'
     caption = (
-        "<p>Scores of different protocols are not comparable. After a slash stands the ceiling,"
-        " where it is below 1: what a perfect code scores.</p>"
+        "<p>Scores of different protocols are not comparable. After &plusmn; stands the standard"
+        " error that a score owes to its random draws, not to the seed of training; after a slash"
+        " the ceiling, where it is below 1: what a perfect code scores.</p>"
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{caption}"
 
@@ -340,9 +341,13 @@ def _score_table(scores: list[dict], state: checkpoint.State) -> str:
 def _score(scores: dict, name: str) -> str:
     value, most = scores.get(name, {}).get("score"), ceiling(scores, name)
     text = "&ndash;" if value is None else f"{value:.3f}"
+    if (said := error(scores, name)).startswith("+-"):
+        text += said.replace("+-", "&nbsp;&plusmn;").replace(" ", "&nbsp;")
     if most and value is not None:
         text += f"&nbsp;/&nbsp;{most}"
     note = scores.get(name, {}).get("note")
+    if (beside := scores.get(name, {}).get("exhaustive")) is not None:
+        text += f"<br><small>exhaustive: {beside:.3f}</small>"
     return f"{text}<br><small>{html.escape(note)}</small>" if note else text
 
 

@@ -20,6 +20,7 @@ class _Votes(msgspec.Struct):
     votes: list[list[int]]
     factor_names: list[str]
     note: str | None = None
+    exhaustive: float | None = None
 
 
 class _Scores(msgspec.Struct):
@@ -29,6 +30,7 @@ class _Scores(msgspec.Struct):
     factor_vae: _Votes | None = None
     step: int | None = None
     checkpoint: str | None = None
+    errors: dict[str, float | None] = {}
 
 
 def read_scores(run: Path) -> list[dict[str, Any]]:

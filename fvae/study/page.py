@@ -12,7 +12,7 @@ from fvae.files import encoded, write_atomically
 from fvae.registry import METRICS
 from fvae.report.page import page, table
 from fvae.report.scores import scores_of
-from fvae.study import across, figures, tables
+from fvae.study import across, figures, intervals, tables
 from fvae.study.figures import Rows, by_setting, mean_std
 from fvae.study.grid import setting_of, weight_of
 from fvae.study.tables import LOSSES, html_table
@@ -150,6 +150,8 @@ def _page(out: Path, kept: dict, results: Results) -> str:
         named = [*scores, *(n for n in across_of(settings) if n not in scores)]
         compared = tables.setting_table(groups, named, protocol, said)
         sections.append(("Settings compared", compared))
+    if differ := intervals.section(rows, scores):
+        sections.append(("Do they differ?", differ))
     if best := tables.best_table(groups, scores):
         sections.append(("Best without labels", best))
     if matrix := tables.correlation_table(done, scores):

@@ -10,12 +10,13 @@ from typing import Any
 
 import msgspec
 import torch
+from rich.console import Console
 
 from fvae import data, evaluate
 from fvae.config import GRIDS, LATER, StudyConfig, TrainConfig
 from fvae.errors import UserError, warn
 from fvae.files import locked, write_atomically
-from fvae.study import across, paper
+from fvae.study import across, intervals, paper
 from fvae.study import page as study_page
 from fvae.study.grid import OF_A_RUN, expand
 from fvae.study.launch import import_ray, ray_tasks, torchrun
@@ -186,7 +187,13 @@ def _show(
 ) -> None:
     """Write the study's pages, and print their paths."""
     results = study_page.results_of(out, runs, kept)
-    print(study_page.write_page(out, kept, results))
+    page = study_page.write_page(out, kept, results)
+    by_score = intervals.of_results(out / study_page.RESULTS_NAME)
+    if kept.get("settings_by_score", {}) != by_score:
+        _write(out, kept | {"settings_by_score": by_score})
+    if table := intervals.terminal_table(by_score):
+        Console(stderr=True).print(table)
+    print(page)
     if paper.is_paper(kept["preset"]):
         print(paper.write_page(out, kept, results, store))
 
