@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from shared import assert_equal, disk_full_after
@@ -268,7 +268,6 @@ def test_what_the_step_shares_must_be_equal(name, store):
     st.sampled_from(["vae", "beta-vae", "factor-vae"]),
     st.sampled_from(["vae", "beta-vae", "factor-vae"]),
 )  # fmt: skip
-@settings(max_examples=50)
 def test_seed_and_weight_may_differ(seed, gamma, beta, warmup, a, b):
     first = dataclasses.replace(SMALL, objective=a)
     own = {"seed": seed, "gamma": gamma, "beta": beta, "warmup_steps": warmup}
