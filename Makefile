@@ -53,7 +53,7 @@ lint: setup
 	rm -rf build/lint && mkdir -p build/lint && cp -r pyproject.toml fvae build/lint
 	rm -f build/lint/fvae/*.so && cp -r kernels build/lint/fvae/kernels
 	cd build/lint && ../../$(BIN)/lint-imports --no-cache && ../../$(BIN)/mypy
-	$(BIN)/python -m pytest tests/kernels/test_compiled.py -m compiles
+	$(BIN)/python -m pytest -n $$(nproc) --dist loadfile -m 'compiles and not slow'
 
 bench: setup
 	$(BIN)/python -m pytest bench -m '' --benchmark-only
