@@ -3,6 +3,7 @@
 import html
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -134,7 +135,7 @@ def _start_code(model: VAE | InfoGAN, store: Store, seed: int) -> tuple[Tensor, 
     return codes[0], kl
 
 
-def _tiles(pictures: np.ndarray, rows: list[str], columns: list[str] = ()) -> plt.Figure:
+def _tiles(pictures: np.ndarray, rows: list[str], columns: Sequence[str] = ()) -> plt.Figure:
     """Draw ``[n, m, H, W, 1 or 3]`` as a table of pictures that names its rows and columns.
 
     Of one image: axes for each picture take most of a page's time.
