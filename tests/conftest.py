@@ -25,12 +25,15 @@ settings.load_profile("few")
 
 #: The files that take longest, which two processes start with: neither then waits for the other.
 _LONG = (
-    "test_torture",
+    "test_kernels",
     "test_study",
     "test_build",
-    "test_kernels",
-    "test_examples",
+    "test_torture",
+    "test_fake_cuda",
+    "test_stacked",
+    "test_distributed",
     "test_cli",
+    "test_examples",
     "test_loop",
 )
 
