@@ -1,6 +1,6 @@
 # make setup   the environment in .venv       make demo   train, score and show a small FactorVAE
 # make test    prove the installation         make bench  time the ops and the step
-# make lint    style, figures, layering, types     make sanitize  the C++ tests under ASan and UBSan
+# make lint    style, types, kernels, figures      make sanitize  the C++ tests under ASan and UBSan
 # make wheel   the distributions, in dist/   make torture   kills, full disks, damaged files
 # TORCH=2.11.0 with any of them: that PyTorch instead of the one in constraints.txt
 PYTHON ?= python3
@@ -37,10 +37,13 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n $$(nproc) --dist loadfile --no-loadscope-reorder
 
-# What make test does a share of: 300 kills, full disks, 2,000 damages to each kind of file. What
-# people have met, one by one and for real: `PYTHONPATH=tests:. .venv/bin/python -m torture --samples`.
+# What make test does a share of: 300 kills, full disks, 2,000 damages to each kind of file, and 200
+# examples of each property. What people have met, one by one and for real:
+# `PYTHONPATH=tests:. .venv/bin/python -m torture --samples`.
 torture: setup
 	PYTHONPATH=tests:. $(BIN)/python -m torture
+	$(BIN)/python -m pytest -n $$(nproc) --dist loadfile -m 'hypothesis and not slow' \
+	  --hypothesis-profile many
 
 # import-linter and mypy look for fvae.kernels inside fvae/: they get a copy in which it is.
 lint: setup
@@ -50,6 +53,7 @@ lint: setup
 	rm -rf build/lint && mkdir -p build/lint && cp -r pyproject.toml fvae build/lint
 	rm -f build/lint/fvae/*.so && cp -r kernels build/lint/fvae/kernels
 	cd build/lint && ../../$(BIN)/lint-imports --no-cache && ../../$(BIN)/mypy
+	$(BIN)/python -m pytest -n $$(nproc) --dist loadfile -m 'compiles and not slow'
 
 bench: setup
 	$(BIN)/python -m pytest bench -m '' --benchmark-only

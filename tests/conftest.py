@@ -3,9 +3,9 @@
 import os
 import signal
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # A process a core: two of two threads each slow one another tenfold. Before PyTorch starts.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A process a core: two of two threads each slow one another tenfold, and what forks has one. Before
+# PyTorch starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -16,19 +16,24 @@ if not torch.cuda.is_available():
     # Triton reads this when it is imported: the kernels then run in its interpreter.
     os.environ["TRITON_INTERPRET"] = "1"
 
-# How long an example may take is no test's subject, and a busy machine is slow.
-settings.register_profile("any machine", deadline=None)
-settings.load_profile("any machine")
+# How long an example may take is no test's subject, and a busy machine is slow. `make torture`
+# tries more of them (--hypothesis-profile).
+settings.register_profile("few", deadline=None, max_examples=25)
+settings.register_profile("many", deadline=None, max_examples=200)
+settings.load_profile("few")
 
 
 #: The files that take longest, which two processes start with: neither then waits for the other.
 _LONG = (
-    "test_torture",
+    "test_kernels",
     "test_study",
     "test_build",
-    "test_kernels",
-    "test_examples",
+    "test_torture",
+    "test_fake_cuda",
+    "test_stacked",
+    "test_distributed",
     "test_cli",
+    "test_examples",
     "test_loop",
 )
 

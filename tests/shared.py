@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -140,14 +141,21 @@ def run_program(path, *arguments, **environment):
 def fake_cuda_lines(program):
     """What a program beside the tests prints that works on fake CUDA tensors, as JSON lines.
 
-    It is given the library that lets it: see cuda_guard.cpp.
+    It is given the library that lets it, see cuda_guard.cpp, and runs in a fork.
     """
+    from torture import in_child
+
     from bench.launches import guard
 
+    def run():
+        sys.argv = [str(program), library]
+        runpy.run_path(str(program), run_name="__main__")
+        return 0
+
     with guard() as library:
-        done = run_program(program, library)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+        done = in_child(run, limit=600.0)
+    assert done.status == 0, done.err
+    return [json.loads(line) for line in done.out.splitlines()]
 
 
 @contextlib.contextmanager

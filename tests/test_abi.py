@@ -86,6 +86,7 @@ FLAGS = ["-std=c++20", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 
 @each_headers
 @needs_compiler
+@pytest.mark.compiles
 def test_the_cpu_ops_compile(headers):
     flags = [*FLAGS, "-fsyntax-only", "-DFVAE_ONE_TARGET", "-DTORCH_EXTENSION_NAME=_C"]
     flags += ["-isystem", str(headers), "-isystem", sysconfig.get_path("include")]
@@ -103,6 +104,7 @@ def test_the_cpu_ops_compile(headers):
 
 @each_headers
 @needs_nvcc
+@pytest.mark.compiles
 def test_the_cuda_ops_compile(headers, tmp_path):
     # To PTX and no further: the kernels' machine code is csrc/test_csrc.py's subject.
     flags = [*FLAGS, "-DUSE_CUDA", "-isystem", str(headers), "-arch=compute_80", "-c"]

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small import SMALL, bits, command, options, refused, run, square, write_npz
 from torch import nn
@@ -185,7 +185,6 @@ def test_a_run_keeps_the_settings_themselves(tmp_path, monkeypatch, own_cache):
     side=st.integers(16, 67),
     channels=st.integers(1, 3),
 )
-@settings(max_examples=30)
 def test_kernels_halve_every_side(kernels, side, channels):
     config = dataclasses.replace(SMALL, conv_kernels=kernels, image_size=side)
     vae, discriminator = nets.build(config, channels, True)

@@ -3,6 +3,7 @@
 import html
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -147,29 +148,36 @@ def _start_code(model: VAE | InfoGAN, store: Store, seed: int) -> tuple[Tensor, 
     return codes[0], kl
 
 
-def _show(axis: plt.Axes, image: np.ndarray) -> None:
-    gray = image.shape[-1] == 1
-    axis.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=1)
-    axis.set_xticks([])
-    axis.set_yticks([])
+def _tiles(pictures: np.ndarray, rows: list[str], columns: Sequence[str] = ()) -> plt.Figure:
+    """Draw ``[n, m, H, W, 1 or 3]`` as a table of pictures that names its rows and columns.
+
+    Of one image: axes for each picture take most of a page's time.
+    """
+    n, m, height, width, channels = pictures.shape
+    gap = max(1, round(0.04 * width))
+    edges = [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)]
+    tiles = np.pad(pictures, edges, constant_values=1.0).swapaxes(1, 2)
+    tiles = tiles.reshape(n * (height + gap), m * (width + gap), channels)[:-gap, :-gap]
+    figure, axis = plt.subplots(figsize=(m * 0.65, n * 0.65 * height / width))
+    figure.subplots_adjust(0, 0, 1, 1)
+    gray = channels == 1
+    axis.imshow(
+        tiles[..., 0] if gray else tiles, cmap="gray" if gray else None, vmin=0, vmax=1,
+        aspect="auto",
+    )  # fmt: skip
+    centre = lambda count, side: [i * (side + gap) + (side - 1) / 2 for i in range(count)]  # noqa: E731
+    axis.set_yticks(centre(n, height), rows, fontsize=9)
+    axis.set_xticks(centre(len(columns), width), columns, fontsize=8)
+    axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
+    return figure
 
 
 def _traversal_figure(model: VAE | InfoGAN, code: Tensor, kl: Tensor) -> plt.Figure:
     order, values = by_kl(kl), np.linspace(-model.span, model.span, _FRAMES)
     images = traverse(model, code, order, values)
-    figure, axes = plt.subplots(
-        len(order), _FRAMES, figsize=(_FRAMES * 0.8 + 1.2, len(order) * 0.8), squeeze=False
-    )
-    for i, dim in enumerate(order):
-        for j in range(_FRAMES):
-            _show(axes[i, j], images[i, j])
-        label = f"z{dim}   {kl[dim]:.2f} nats"
-        axes[i, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    for j, value in enumerate(values):
-        axes[-1, j].set_xlabel(f"{value:+.1f}", fontsize=8)
-    figure.subplots_adjust(wspace=0.04, hspace=0.04)
-    return figure
+    names = [f"z{dim}   {kl[dim]:.2f} nats" for dim in order]
+    return _tiles(images, names, [f"{value:+.1f}" for value in values])
 
 
 def _traversal_gif(model: VAE | InfoGAN, store: Store, kl: Tensor, seed: int) -> bytes:
@@ -190,13 +198,7 @@ def _reconstruction_figure(model: VAE | InfoGAN, store: Store, seed: int) -> plt
     x = pixels(store, sample_images(store, 12, seed + 1))
     with torch.inference_mode():
         y = model.pixels(model(x)[0])
-    figure, axes = plt.subplots(2, len(x), figsize=(len(x) * 0.85, 1.8))
-    for row, (name, images) in enumerate((("data", x), ("model", y))):
-        for axis, image in zip(axes[row], shown(images), strict=True):
-            _show(axis, image.numpy())
-        axes[row, 0].set_ylabel(name, fontsize=9)
-    figure.subplots_adjust(wspace=0.04, hspace=0.04)
-    return figure
+    return _tiles(torch.stack([shown(x), shown(y)]).numpy(), ["data", "model"])
 
 
 def _curves_figure(log: list[dict]) -> plt.Figure:

@@ -190,7 +190,7 @@ def _show(
     page = study_page.write_page(out, kept, results)
     by_score = intervals.of_results(out / study_page.RESULTS_NAME)
     if kept.get("settings_by_score", {}) != by_score:
-        _write(out, kept | {"settings_by_score": by_score})
+        write(out, kept | {"settings_by_score": by_score})
     if table := intervals.terminal_table(by_score):
         Console(stderr=True).print(table)
     print(page)

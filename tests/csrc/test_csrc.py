@@ -222,6 +222,7 @@ def test_votes_at_a_mean_of_ten_thousand_deviations(library):
 
 
 @needs_nvcc
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     "target",
     [pytest.param(name, marks=[] if name == "sm_90a" else pytest.mark.slow) for name in TARGETS],

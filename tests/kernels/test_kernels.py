@@ -4,12 +4,9 @@ The interpreter has to be chosen before Triton is imported: conftest.py does.
 """
 
 import copy
-import json
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +22,22 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 MATRICES = [*SHAPES, (3, 7, 5)] if DEVICE == "cuda" else [(1, 1), (7, 3), (65, 2), (3, 7, 5)]
 
 
+SLOPES = [0.0, 0.2, 1.0]
+
+
 pytestmark = pytest.mark.usefixtures("poisoned_outputs")
+
+
+def _any_two(shapes):
+    """Shapes, dtypes and slopes of layers: any two of them meet, but on a GPU all three."""
+    cases = [
+        pytest.param(shape, dtype, slope, id=f"{shape}-{dtype}-{slope}".replace(" ", ""))
+        for i, shape in enumerate(shapes)
+        for j, dtype in enumerate(DTYPES)
+        for k, slope in enumerate(SLOPES)
+        if DEVICE == "cuda" or (i + j + k) % len(SLOPES) == 0
+    ]
+    return pytest.mark.parametrize(("shape", "dtype", "slope"), cases)
 
 
 def _normal(shape, dtype):
@@ -101,7 +113,7 @@ def test_logit_ratio(rows, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 1), (7, 10), (65, 17), (3, 19, 5)])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 10), (33, 17), (3, 19, 5)])
 def test_pairwise_tc(shape, dtype):
     batch = [_normal(shape, dtype) for _ in range(3)]
     batch[1] = batch[1].mT.contiguous().mT
@@ -134,9 +146,7 @@ def test_pairwise_tc_far_apart_and_beyond():
 LAYERS = [(1, 1), (70, 130), (3, 9, 5), (4, 3, 5, 6), (2, 1, 64, 64), (40, 3, 16, 16)]
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.2, 1.0])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", LAYERS)
+@_any_two(LAYERS)
 def test_activation_backward_and_bias_activation(shape, dtype, slope):
     images = len(shape) == 4
     y = _normal(shape, dtype)
@@ -169,9 +179,7 @@ def test_what_is_no_number_goes_through_a_relu():
     assert y[0, 0].isnan() and y[0, 1:].tolist() == [0, 0, 2]
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.2, 1.0])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (40, 33, 70), (3, 9, 5, 6), (128, 40, 2)])
+@_any_two([(1, 1, 1), (40, 33, 70), (3, 9, 5, 6), (128, 40, 2)])
 def test_linear_backward(shape, dtype, slope):
     *models, rows, inputs, outputs = shape
     grad, y = (_normal((*models, rows, outputs), dtype) for _ in range(2))
@@ -401,16 +409,17 @@ def test_gather_batch_by_weight_of_any_table():
     rng, one = Philox(5, device=DEVICE), torch.zeros(300, device=DEVICE)
     one[299] = 1
     many = torch.rand(300, device=DEVICE) ** 20
-    for weights in (one, one + 1e-9, many, many.flip(0) + 1, torch.ones(300, device=DEVICE)):
+    kinds = (one, one + 1e-9, many, many.flip(0) + 1, torch.ones(300, device=DEVICE))
+    for i, weights in enumerate(kinds):
         table = ops.alias_table(weights)
         # A view of a larger tensor: where the entries lie is the launcher's business.
-        for entries in (table, torch.stack((table, table), 1)[:, 1]):
-            data = torch.randint(0, 256, (300, 4), dtype=torch.uint8, device=DEVICE)
-            args = (data, [4, 1, 1], False, 17, rng.seed, rng.step, 0, torch.float32, entries)
-            got, expected = triton_and_reference("gather_batch", *args)
-            assert torch.equal(got[1], expected[1])
-            assert torch.equal(got[0], expected[0])
-            assert weights[got[1]].min() > 0
+        entries = torch.stack((table, table), 1)[:, 1] if i % 2 else table
+        data = torch.randint(0, 256, (300, 4), dtype=torch.uint8, device=DEVICE)
+        args = (data, [4, 1, 1], False, 17, rng.seed, rng.step, 0, torch.float32, entries)
+        got, expected = triton_and_reference("gather_batch", *args)
+        assert torch.equal(got[1], expected[1])
+        assert torch.equal(got[0], expected[0])
+        assert weights[got[1]].min() > 0
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 5, 5), (3, 5, 5), (1, 8, 8)])
@@ -475,20 +484,17 @@ def test_refusals():
 @pytest.mark.skipif(DEVICE == "cuda", reason="there is a GPU: the backend works")
 def test_without_a_gpu_and_without_the_interpreter_the_error_is_clear(tmp_path):
     code = (
-        "import torch; from fvae import ops\n"
+        "import torch; from fvae import cli, ops\n"
         "try: ops.permute_dims(torch.randn(4, 2), backend='triton')\n"
-        "except ValueError as error: print(error)"
+        "except ValueError as error: print(error)\n"
+        "cli.main(['train', '--backend', 'triton', '--device', 'cpu'])"
     )
-    environment = os.environ | {"TRITON_INTERPRET": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", code], env=os.environ | {"TRITON_INTERPRET": "0"},
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
     assert "backend='triton': needs CUDA tensors, got cpu" in done.stdout
     assert "TRITON_INTERPRET=1" in done.stdout
-    command = [sys.executable, "-m", "fvae", "train", "--backend", "triton", "--device", "cpu"]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False
-    )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert list(tmp_path.iterdir()) == []
 
@@ -513,86 +519,3 @@ def test_opcheck_on_the_gpu():
     images = _normal((3, 1, 8, 8), torch.float32)
     opcheck(torch.ops.fvae.bernoulli_nll.default, (images, images > 0))
     opcheck(torch.ops.fvae.gaussian_nll.default, (images, images > 0))
-
-
-@pytest.fixture(scope="module")
-def compiled():
-    """What kernels compile to, without the interpreter; and all variants, by name and dtype.
-
-    For sm_90 every variant, but of an op in float16, which differs from bfloat16 by a conversion,
-    the first; the first in bfloat16 for the others, whose instructions for it differ: all of them,
-    which ``python -m fvae.kernels.report`` prints, take minutes.
-    """
-    code = (
-        "import dataclasses, json\n"
-        "from fvae.kernels import report\n"
-        "variants = list(report.variants())\n"
-        "first = {(v.op, v.dtype): v for v in reversed(variants)}\n"
-        "jobs = [(v, 'sm_90') for v in variants"
-        " if v.dtype != 'float16' or v is first[v.op, v.dtype]]\n"
-        "jobs += [(v, target) for v in first.values() if v.dtype == 'bfloat16'"
-        " for target in ('sm_80', 'sm_100')]\n"
-        "rows = [dataclasses.asdict(row) for row in report.compile_all(jobs)]\n"
-        "print(json.dumps([rows, [(v.name, v.dtype) for v in variants]]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return json.loads(done.stdout)
-
-
-def test_every_kernel_compiles_for_every_target_without_a_spill(compiled, capsys):
-    compiled, _ = compiled
-    found = {(row["op"], row["dtype"], row["target"]) for row in compiled}
-    for op in ops.BACKENDS["triton"]:
-        for dtype in ("float32", "bfloat16", "float16"):
-            assert (op, dtype, "sm_90") in found
-        for target in ("sm_80", "sm_100"):
-            assert (op, "bfloat16", target) in found
-    with capsys.disabled():
-        print("\nkernel, dtype, target: registers, shared memory, instructions")
-        for row in compiled:
-            name = f"{row['kernel']}, {row['dtype']}, {row['target']}"
-            print(f"{name}: {row['registers']}, {row['shared']}, {row['instructions']}")
-    for row in compiled:
-        assert row["local"] == 0, row
-        assert row["instructions"] > 20, row
-
-
-def test_the_table_of_the_readme_is_what_the_report_prints(compiled):
-    import triton
-
-    from fvae.kernels import report
-
-    compiled, variants = compiled
-    text = (Path(report.__file__).parent / "README.md").read_text()
-    begin, end = "<!-- begin: python -m fvae.kernels.report --markdown -->\n", "\n<!-- end -->"
-    table = text.partition(begin)[2].partition(end)[0]
-    version = re.match(r"Triton ([\d.]*\d), ", table)[1]
-    if triton.__version__ != version:
-        pytest.skip(f"the table is of Triton {version}, here is {triton.__version__}")
-    title, _, head, _, *lines = table.splitlines()
-    targets = title.split(", ")[1].rstrip(":").split(" / ")
-    names = [cell.strip() for cell in head.split("|")[1:-1]]
-    shown = {}  # a cell has a number for each target, or one for all
-    for line in lines:
-        kernel, dtype, *cells = (cell.strip() for cell in line.split("|")[1:-1])
-        for i, target in enumerate(targets):
-            each = [cell.split(" / ") for cell in cells]
-            shown[kernel, dtype, target] = [int(c[i] if len(c) > 1 else c[0]) for c in each]
-    for row in compiled:
-        key = row["kernel"], row["dtype"], row["target"]
-        assert shown[key] == [row[name] for name in names[2:]], key
-    assert {key[:2] for key in shown} == set(map(tuple, variants))
-
-
-def test_image_kernels_load_and_store_16_bytes_a_thread(compiled):
-    compiled, _ = compiled
-    images = [row for row in compiled if row["op"] in ("gather_batch", *NLLS)]
-    images = [row for row in images if "gather_batch indices" not in row["kernel"]]
-    # Rows that are no whole words are read byte by byte.
-    images = [row for row in images if "bytewise" not in row["kernel"]]
-    assert images
-    for row in images:
-        assert (row["load"], row["store"]) == (16, 16), row

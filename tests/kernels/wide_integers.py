@@ -1,7 +1,7 @@
 """Take every kernel through Triton's type checks with every integer argument of 64 bits.
 
-Run by test_launch.py as a program: the kernels compile only where the interpreter is off. Prints a
-line for each kernel and argument.
+Run by test_compiled.py as a program: the kernels compile only where the interpreter is off. Prints
+a line for each kernel and argument.
 """
 
 import dataclasses

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae import metrics
@@ -193,7 +193,6 @@ def test_locatello_reads_no_kl():
     assert plain.active.equal(pruned.active) and plain.score == pruned.score
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**64 - 1),
     protocol=st.sampled_from(["kim2018", "exhaustive"]),

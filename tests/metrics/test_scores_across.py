@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
@@ -69,7 +69,6 @@ def test_alike_is_high_and_unrelated_is_low(similarity):
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-@settings(max_examples=25, deadline=None)
 @given(
     order=st.permutations(range(5)),
     scale=st.lists(st.floats(1e-6, 1e6), min_size=5, max_size=5),

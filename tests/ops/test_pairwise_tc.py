@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from shared import SHAPES, assert_close, needs_extension, threads
 from torch.library import opcheck
@@ -123,7 +123,6 @@ def test_any_number_of_threads_gives_the_same_bits():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=40, deadline=None)
 @given(
     logvar=st.floats(-60, 60), spread=st.floats(0, 60), offset=st.floats(-50, 50),
     size=st.integers(1, 9), seed=st.integers(0, 99),

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared import assert_equal
 from small import SMALL, bits, command, made, options, refused, tensors, write_npz
+from torture.samples import begin, until
 
 from fvae import data, report
 from fvae.config import StudyConfig, TrainConfig
@@ -177,27 +178,17 @@ def test_a_study_makes_runs_scores_and_a_page_and_again_nothing(small, tmp_path,
 def test_killed_and_run_again_is_the_uninterrupted_study(small, tmp_path):
     config = dataclasses.replace(small, steps=150, checkpoint_every=20, objectives=("factor-vae",))
     assert study.study(config, tmp_path / "a") == 0
-    command = [sys.executable, "-m", "fvae", "study", *options(config)]
-    process = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "b")], env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    process = begin("study", *options(config), "--out", tmp_path / "b")
     first, second = (tmp_path / "b" / "runs" / name for name in expand(config))
-    _wait_for(lambda: steps_done(second) >= 40)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    until(lambda: steps_done(second) >= 40)
+    process.send(signal.SIGKILL)
+    assert process.wait().status == -signal.SIGKILL
     assert 40 <= steps_done(second) < 150
     finished = _state(first)
     assert study.study(config, tmp_path / "b") == 0
     assert _state(first) == finished
     _assert_equal(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "a/results.csv").read_text() == (tmp_path / "b/results.csv").read_text()
-
-
-def _wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def _workers(folder):
@@ -233,7 +224,7 @@ def test_processes_outlive_the_death_of_one(small, tmp_path, capfd):
     def kill_one():
         # Both are at work.
         under_way = lambda r: 20 <= steps_done(r) < 300  # noqa: E731
-        _wait_for(lambda: sum(map(under_way, (folder / "runs").glob("*"))) == 2)
+        until(lambda: sum(map(under_way, (folder / "runs").glob("*"))) == 2)
         killed.extend(_workers(folder)[:1])
         os.kill(killed[0], signal.SIGKILL)
 
@@ -270,12 +261,12 @@ def test_workers_of_a_study_that_dies_save_before_they_end(number, small, tmp_pa
         return len(logs) == 2
 
     try:
-        _wait_for(at_work)
+        until(at_work)
         process.send_signal(number)
         process.wait(60)
     finally:
         process.kill()
-    _wait_for(lambda: not _workers(tmp_path / "a"), 60)
+    until(lambda: not _workers(tmp_path / "a"), 60)
     for run in runs.iterdir():
         lines = (run / "log.jsonl").read_text().splitlines()
         assert steps_done(run) == json.loads(lines[-1])["step"] > 0

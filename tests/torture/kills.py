@@ -76,8 +76,10 @@ def _until_the_end(
     lasts: float,
 ) -> None:
     """Kill and go on, and kill again; from time to time let one come to its end."""
-    place, lives = fresh(), 0
+    lives, place = 0, Path()
     for trial in range(count):
+        if lives == 0:
+            place = fresh()
         again(place, rng.uniform(0.0, 1.1) * lasts)
         tally.add(f"kill {trial}", whole(place))
         lives += 1
@@ -85,7 +87,7 @@ def _until_the_end(
             again(place, None)
             tally.faults += [f"after {lives} kills: {fault}" for fault in whole(place)]
             shutil.rmtree(place, ignore_errors=True)
-            place, lives = fresh(), 0
+            lives = 0
 
 
 def _training(folder: Path, source: Path, count: int, rng: random.Random) -> Tally:

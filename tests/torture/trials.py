@@ -10,6 +10,13 @@ import torch
 
 from torture import Tally
 
+#: What the commands import, some of it late: once, for all kinds and their forks.
+_LOADED = [
+    "torture.disks", "torture.files", "torture.kills", "torture.readers", "torture.words",
+    "fvae.doctor", "fvae.evaluate", "fvae.opening", "fvae.progress", "fvae.study.study",
+    "sklearn.ensemble", "sklearn.linear_model", "sklearn.svm",
+]  # fmt: skip
+
 
 def _kinds() -> dict[str, tuple[Callable[[Path, int], list[Tally]], int]]:
     """What each kind of trial runs, and how many trials are all; the longest first."""
@@ -43,9 +50,10 @@ def trials_of(kind: str, folder: Path, share: float) -> list[Tally]:
 
 def trials(folder: Path, share: float = 1.0) -> list[Tally]:
     """Do a share of all trials, in an empty folder: a kind at a time on each of two cores."""
-    spawn = multiprocessing.get_context("spawn")
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(_LOADED)
     # A process for each kind, so that none forks from what another has left.
-    with ProcessPoolExecutor(2, mp_context=spawn, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(2, mp_context=server, max_tasks_per_child=1) as pool:
         each = []
         for kind in _kinds():
             (folder / kind).mkdir()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -300,7 +300,6 @@ def test_data_is_prepared_once_a_machine(pair):
     assert [said["first"] for said in _said(pair)] == [False, True]
 
 
-@settings(deadline=None, max_examples=30)
 @given(size=st.integers(1, 4), rows=st.integers(1, 5), dims=st.integers(1, 5))
 def test_shards_draw_the_noise_of_the_global_batch(size, rows, dims):
     mu, logvar = torch.randn(2, size * rows, dims).double().requires_grad_()

@@ -1,9 +1,6 @@
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -14,6 +11,7 @@ from small import (
     assert_a_killed_run_resumes_to_the_same,
     assert_same_run,
     checkpoints_noted,
+    command,
     kill_at,
     log,
     made,
@@ -24,6 +22,7 @@ from small import (
     step_of,
     tensors,
 )
+from torture.samples import begin, until
 
 import fvae
 from fvae.config import TrainConfig
@@ -67,22 +66,15 @@ def test_a_checkpoint_a_minute_and_at_the_end(store, tmp_path):
 
 
 def test_killed_process_resumes_to_the_same_tensors(tmp_path, dsprites):
-    def command(*options):
-        return [sys.executable, "-m", "fvae", "train", *options]
-
     config = dataclasses.replace(SMALL, steps=250, checkpoint_every=40, log_every=100)
     run(config, dsprites, tmp_path / "a")
-    process = subprocess.Popen(command(*options(config), "--out", str(tmp_path / "b")))
+    process = begin("train", *options(config), "--out", tmp_path / "b")
     path = tmp_path / "b" / checkpoint.NAME
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if path.exists() and step_of(path.parent) >= 80:
-            break
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    until(lambda: path.exists() and step_of(path.parent) >= 80)
+    process.send(signal.SIGKILL)
+    assert process.wait().status == -signal.SIGKILL
     assert 80 <= step_of(path.parent) < 250
-    subprocess.run(command("--resume", str(tmp_path / "b")), check=True)
+    assert command("train", "--resume", tmp_path / "b")[0] == 0
     assert_equal(tensors(tmp_path / "a"), tensors(tmp_path / "b"))
     assert (tmp_path / "b" / "report.html").stat().st_size > 10_000
 

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small import SMALL, assert_a_killed_run_resumes_to_the_same, bits, log, refused, run
 
@@ -59,7 +59,6 @@ shapes = {"rows": st.integers(2, 9), "dims": st.integers(1, 4), "seed": st.integ
 
 
 @given(**shapes, more=st.integers(0, 10**6))
-@settings(max_examples=40)
 def test_weighted_is_the_mixture_of_the_batch_and_a_constant(rows, dims, seed, more):
     codes = _posteriors(rows, dims, seed)
     joint, product, own = _exact(*codes)
@@ -95,7 +94,6 @@ def test_stratified_has_no_bias(size, dims):
 
 
 @given(rows=st.integers(2, 9), more=st.integers(-1, 10**6))
-@settings(max_examples=40)
 def test_stratified_weights_sum_to_one(rows, more):
     codes = [part.repeat(rows, 1) for part in _posteriors(1, 2)]
     joint, _, own = ops.pairwise_tc(*codes, rows + more, "stratified")
@@ -160,7 +158,6 @@ def _terms(terms, rows, dims, seed, weight, **settings):
 
 
 @given(**shapes, beta=st.floats(0, 20), sampling=st.sampled_from(["weighted", "stratified"]))
-@settings(max_examples=40)
 def test_beta_tcvae_of_a_whole_data_set(rows, dims, seed, beta, sampling):
     model, found, _ = _terms(
         regularised.beta_tcvae, rows, dims, seed, beta, dataset_size=rows, tc_sampling=sampling
@@ -191,7 +188,6 @@ def test_beta_tcvae_of_a_whole_data_set(rows, dims, seed, beta, sampling):
 
 
 @given(**shapes, weight=st.floats(0, 50), ratio=st.one_of(st.none(), st.floats(0, 20)))
-@settings(max_examples=40)
 @pytest.mark.parametrize("name", ["dip-vae-i", "dip-vae-ii"])
 def test_dip_vae_penalises_the_covariance(name, rows, dims, seed, weight, ratio):
     terms = OBJECTIVES[name].terms
@@ -211,7 +207,6 @@ def test_dip_vae_penalises_the_covariance(name, rows, dims, seed, weight, ratio)
 
 
 @given(**shapes, capacity=st.floats(0, 100), gamma=st.floats(0, 2000))
-@settings(max_examples=40)
 def test_annealed_vae_draws_the_kl_to_its_capacity(rows, dims, seed, capacity, gamma):
     model, found, loss = _terms(
         regularised.annealed_vae, rows, dims, seed, capacity, capacity_weight=gamma

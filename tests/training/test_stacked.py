@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from shared import assert_equal, disk_full_after
@@ -79,14 +79,14 @@ def _assert_close(a, b, tolerance=1e-4):
         ("factor-vae", 1, {"learning_rate_schedule": "cosine", "learning_rate_warmup_steps": 9}),
     ],
 )  # fmt: skip
-def test_a_hundred_steps_are_those_of_each_model_alone(objective, group, changes, store):
-    configs = _group(objective, steps=100, **changes)
+def test_steps_are_those_of_each_model_alone(objective, group, changes, store):
+    configs = _group(objective, **changes)
     if objective == "beta-vae":
         configs[0] = dataclasses.replace(configs[0], objective="vae")
     together = stacked.StackedTrainer(configs, store, group)
     alone = [Trainer(c, store) for c in configs]
     check = assert_equal if group == 1 else _assert_close
-    for _ in range(100):
+    for _ in range(25):  # beyond the second model's warm-up
         terms = together.step()
         for m, trainer in enumerate(alone):
             check({k: v[m] for k, v in terms.items()}, trainer.step())
@@ -270,7 +270,6 @@ def test_what_the_step_shares_must_be_equal(name, store):
     st.sampled_from(["vae", "beta-vae", "factor-vae"]),
     st.sampled_from(["vae", "beta-vae", "factor-vae"]),
 )  # fmt: skip
-@settings(max_examples=50)
 def test_seed_and_weight_may_differ(seed, gamma, beta, warmup, a, b):
     first = dataclasses.replace(SMALL, objective=a)
     own = {"seed": seed, "gamma": gamma, "beta": beta, "warmup_steps": warmup}
