@@ -15,8 +15,8 @@ def _channels_first(t: Tensor) -> Tensor:
 def conv4x4(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, transposed: bool) -> Tensor:
     """The convolution, or the transposed one, of x with its bias and, if so asked, its ReLU."""
     run = F.conv_transpose2d if transposed else F.conv2d
-    args = map(_channels_first, (wide(x), wide(weight)))
-    y = run(*args, wide(bias), stride=2, padding=1).permute(0, 2, 3, 1)
+    h, w = _channels_first(wide(x)), _channels_first(wide(weight))
+    y = run(h, w, wide(bias), stride=2, padding=1).permute(0, 2, 3, 1)
     return (F.relu(y) if relu else y).contiguous().to(x.dtype)
 
 
