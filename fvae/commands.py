@@ -187,6 +187,7 @@ def parse(arguments: list[str]) -> Any:
     recipe, preset = first["recipe"], first["preset"]
     if arguments[:1] == ["paper"]:
         which, scale = first["set"] or Paper.set, first["scale"] or Paper.scale
+        first = {"set": which, "scale": scale}
         recipe, preset = None, paper_preset(which, scale)
     base, resumed = Train(), None
     if arguments[:1] == ["train"]:
