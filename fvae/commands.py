@@ -185,8 +185,9 @@ def parse(arguments: list[str]) -> Any:
     first = {name: _option(arguments, "--" + name) for name in names}
     recipe, preset = first["recipe"], first["preset"]
     if arguments[:1] == ["paper"]:
-        first = {"set": first["set"] or Paper.set, "scale": first["scale"] or Paper.scale}
-        recipe, preset = None, paper_preset(**first)
+        which, scale = first["set"] or Paper.set, first["scale"] or Paper.scale
+        first = {"set": which, "scale": scale}
+        recipe, preset = None, paper_preset(which, scale)
     base, resumed = Train(), None
     if arguments[:1] == ["train"]:
         resumed = _option(arguments, "--resume")
