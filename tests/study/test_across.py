@@ -333,7 +333,7 @@ def test_the_grid_may_have_ten_objectives_of_different_looks():
     from fvae.study import figures
 
     groups = {str(i): [{"objective": str(i)}] for i in range(10)}
-    styles = figures._styles(groups).values()
+    styles = figures.styles(groups).values()
     assert len(set(styles)) == len({c for c, _ in styles}) == len({m for _, m in styles}) == 10
 
 
