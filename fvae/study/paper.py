@@ -23,8 +23,8 @@ FIGURES = "figures"
 _PRESETS = {paper_preset(s, scale): (s, scale) for s in SETS for scale in SCALES}
 _DASH = "&ndash;"
 _TITLES = {
-    "recon": "reconstruction (nats)", "factor_vae": "FactorVAE score", "beta_vae": "Higgins",
-    "mig": "MIG", "sap": "SAP", "dci": "DCI",
+    "factor_vae": "FactorVAE score", "beta_vae": "Higgins", "mig": "MIG", "sap": "SAP",
+    "dci": "DCI", "recon": "reconstruction (nats)",
 }  # fmt: skip
 
 
