@@ -9,9 +9,9 @@
 namespace fvae::host {
 namespace {
 
-// Images whose gradients are summed apart, as many whatever the threads; cells that are multiplied
-// at once, about.
-constexpr int64_t kImages = 8, kCells = 256;
+// Images whose gradients are summed apart, at least, and parts of a batch, at most: the same whatever
+// the threads. Cells that are multiplied at once, about.
+constexpr int64_t kImages = 8, kParts = 64, kCells = 256;
 
 FVAE_CLONES void some_masked(int64_t n, const BFloat16* grad, const BFloat16* y, BFloat16* to) {
   mask_row(n, grad, y, to);
@@ -33,9 +33,9 @@ FVAE_CLONES void some_turned(int64_t rows, int64_t columns, const uint32_t* from
 // Some images of a layer, laid out over cells.
 struct Cells {
   const Sizes s;
-  const int64_t most, total;  // images at once; cells of them, in whole blocks
-  Lines<BFloat16> small, large;      // small has zeros in front; large has two planes
-  int64_t count = 0;          // images that are there
+  const int64_t most, total;     // images at once; cells of them, in whole blocks
+  Lines<BFloat16> small, large;  // small has zeros in front; large has two planes
+  int64_t count = 0;             // images that are there
 
   Cells(const Sizes& s, int64_t most, bool small, bool large)
       : s(s), most(most), total(blocks_of(most * s.cells())),
@@ -118,7 +118,7 @@ void halve(const Cells& cells, const Tiles& tiles, Multiply multiply, const floa
       Segment rows[4];
       for (int ky = 0; ky < 4; ++ky) {
         const BFloat16* const from = cells.large.data() + ky % 2 * cells.plane() +
-                              (p + ky / 2 * s.row()) * 2 * s.large;
+                                     (p + ky / 2 * s.row()) * 2 * s.large;
         rows[ky] = segment_of_tiles(bytes(from), 2 * s.large * sizeof(BFloat16),
                                     tiles.at(n / kBlock, ky), tiles.steps);
       }
@@ -146,7 +146,8 @@ void doubled(Cells& cells, const std::vector<Tiles>& tiles, Multiply multiply, c
       for (int64_t n = 0; n < s.large; n += kBlock) {
         Segment rows[2];
         for (int64_t t = 0; t < 2; ++t) {
-          const BFloat16* const from = cells.first_small() + (p + (a - 1 + t) * s.row() + b - 1) * s.small;
+          const BFloat16* const from =
+              cells.first_small() + (p + (a - 1 + t) * s.row() + b - 1) * s.small;
           rows[t] = segment_of_tiles(bytes(from), s.small * sizeof(BFloat16),
                                      tiles[parity].at(n / kBlock, t), tiles[parity].steps);
         }
@@ -162,7 +163,7 @@ void doubled(Cells& cells, const std::vector<Tiles>& tiles, Multiply multiply, c
 // [O, 2C].
 struct WeightSums {
   const Sizes s;
-  int64_t units;                          // of the cells
+  int64_t units;                           // of the cells
   Lines<uint32_t> turned, even, odd, few;  // [O, units]; pairs of cells of both planes; of small
 
   WeightSums(const Cells& cells)
@@ -201,7 +202,8 @@ void check(const Tensor& t, const char* name, std::vector<int64_t> shape) {
   bool fits = t.dim() == int64_t(shape.size()) && t.is_cpu() && t.is_contiguous() &&
               t.scalar_type() == ScalarType::BFloat16;
   for (size_t i = 0; fits && i < shape.size(); ++i) fits = t.size(int64_t(i)) == shape[i];
-  STD_TORCH_CHECK(fits, name, ": expected bfloat16 on the CPU, in a row, of a shape that goes with the others");
+  STD_TORCH_CHECK(fits, name,
+                  ": expected bfloat16 on the CPU, in a row, of a shape that goes with the others");
 }
 
 Sizes sizes_of(const Tensor& x, const Tensor& weight, bool transposed) {
@@ -268,7 +270,7 @@ void add_parts(const Sizes& s, const std::vector<float>& sums, int64_t parts, fl
         for (int64_t part = 0; part < parts; ++part) {
           const float* const from = sums.data() + part * size + (half * s.small + o) * width;
           float* const at = to + (o * 8 + half) * width;
-          for (int64_t i = 0; i < width; ++i) at[i] = part ? at[i] + from[i] : from[i];
+          for (int64_t i = 0; i < width; ++i) at[i] += from[i];
         }
   });
 }
@@ -278,7 +280,9 @@ std::tuple<Tensor, Tensor, Tensor> conv4x4_backward(Tensor grad, std::optional<T
   const Sizes s = sizes_of(x, weight, transposed);
   check(grad, "grad", shape_of(s, transposed));
   if (y) check(*y, "y", shape_of(s, transposed));
-  const int64_t some = at_once(s), parts = (s.images + kImages - 1) / kImages;
+  const int64_t some = at_once(s);
+  const int64_t of_a_part = std::max(kImages, (s.images + kParts - 1) / kParts);
+  const int64_t parts = (s.images + of_a_part - 1) / of_a_part;
   const int64_t size = 16 * s.small * s.large, channels = transposed ? s.large : s.small;
   const int64_t grad_image = transposed ? s.large_image() : s.small_image();
   const int64_t x_image = transposed ? s.small_image() : s.large_image();
@@ -294,8 +298,8 @@ std::tuple<Tensor, Tensor, Tensor> conv4x4_backward(Tensor grad, std::optional<T
     Cells cells(s, some, true, true);
     WeightSums weights(cells);
     for (int64_t part = begin; part < end; ++part) {
-      const int64_t last = std::min(s.images, (part + 1) * kImages);
-      for (int64_t b = part * kImages; b < last; b += some) {
+      const int64_t last = std::min(s.images, (part + 1) * of_a_part);
+      for (int64_t b = part * of_a_part; b < last; b += some) {
         const int64_t images = std::min(some, last - b);
         const BFloat16* const from = numbers(grad) + b * grad_image;
         const BFloat16* const of_y = y ? numbers(*y) + b * grad_image : nullptr;
@@ -316,7 +320,7 @@ std::tuple<Tensor, Tensor, Tensor> conv4x4_backward(Tensor grad, std::optional<T
       }
     }
   });
-  Tensor of_weight = torch::stable::new_empty(x, {s.small, 4, 4, s.large}, ScalarType::Float);
+  Tensor of_weight = torch::stable::new_zeros(x, {s.small, 4, 4, s.large}, ScalarType::Float);
   Tensor of_bias = torch::stable::new_zeros(x, {channels}, ScalarType::Float);
   add_parts(s, sums, parts, floats(of_weight));
   for (int64_t part = 0; part < parts; ++part)

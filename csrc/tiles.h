@@ -4,7 +4,8 @@
 
 #include "convs.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && \
+// GCC knows tiles from version 11 on.
+#if defined(__x86_64__) && defined(__linux__) && !defined(__clang__) && __GNUC__ >= 11 && \
     !defined(FVAE_ONE_TARGET)
 #define FVAE_TILES 1
 #include <immintrin.h>
@@ -114,11 +115,13 @@ class TilesOn {
   };
 
   FVAE_AMX void begin() {
+    // GCC takes note of the first eight bytes alone that these instructions write and read.
+    __asm__ volatile("" : : "r"(&before_) : "memory");
     _tile_storeconfig(&before_);
     Shape ours{};
     ours.palette = 1;
     for (int t = 0; t < 8; ++t) ours.row_bytes[t] = kRow, ours.rows[t] = kPart;
-    __asm__ volatile("" : : "r"(&ours) : "memory");  // GCC takes no note of what is read
+    __asm__ volatile("" : : "r"(&ours), "r"(&before_) : "memory");
     _tile_loadconfig(&ours);
   }
   FVAE_AMX void end() {
