@@ -91,7 +91,7 @@ def station(config: TrainConfig, store: Store, run: Path) -> dict[str, Any]:
     kept = run / f"station-{config.steps}.json"
     if (run / loop.CONFIG_NAME).exists():
         old = TrainConfig.from_file(run / loop.CONFIG_NAME)
-        free = checkpoint.resumable(config)
+        free = checkpoint.resumable(config.learning_rate_schedule)
         for name, value in dataclasses.asdict(config).items():
             if name not in (*free, "image_size") and getattr(old, name) != value:
                 raise UserError(

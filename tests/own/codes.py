@@ -230,7 +230,7 @@ def eval_prints_ceilings(folder):
         DATA.remove("angles")
     (line,) = (row for row in table.splitlines() if row.startswith("│ mig"))
     result = json.loads(text)["mig"]
-    cell = line.split("│")[3].strip()
+    cell = line.split("│")[4].strip()
     got = cell, round(result["ceiling"], 3), result["protocol"]["bins"]
     return got, 0.8 < float(cell) < 0.92 and result["protocol"]["bins"] == 50
 

@@ -25,7 +25,7 @@ def old_run(tmp_path):
 
 def test_its_scores_are_the_same(old_run, dsprites):
     found, expected = evaluate.evaluate(old_run, dsprites, precision="fp32"), EXPECTED["eval"]
-    assert found.keys() == expected.keys() | {"step", "checkpoint", "precision"}
+    assert found.keys() == expected.keys() | {"step", "checkpoint", "precision", "errors"}
     assert found["images_encoded"] == expected["images_encoded"]
     assert found["kl_dims"] == pytest.approx(expected["kl_dims"], rel=1e-4)
     for name in ("factor_vae", "beta_vae", "mig", "sap", "dci"):
