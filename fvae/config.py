@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args, get_origin
 import msgspec
 
 from fvae.errors import UserError
+from fvae.files import from_json
 from fvae.registry import OBJECTIVES
 from fvae.settings import correlation_of, plain
 
@@ -255,14 +256,14 @@ class TrainConfig:
                 another type or range.
         """
         try:
-            return cls.from_fields(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_fields(from_json(path.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{path}: no such file; {path.parent} is not a run folder made by `fvae train`"
             ) from None
         except UserError as error:
             raise UserError(f"{path}: {error}; restore it or train again") from None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{path}: not a readable configuration ({error}); restore it or train again"
             ) from None

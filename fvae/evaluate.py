@@ -16,7 +16,7 @@ from fvae.config import IMAGE_SIZE
 from fvae.data import Store
 from fvae.device import AUTOCAST, arithmetic, as_imported, has_fast_bf16
 from fvae.errors import UserError
-from fvae.files import write_atomically
+from fvae.files import from_json, write_atomically
 from fvae.metrics.across import ACROSS
 from fvae.metrics.checks import bins_of
 from fvae.metrics.factors import Factors, Unsuited
@@ -256,10 +256,10 @@ def _kept(
 ) -> dict[str, Any]:
     """Scores that a file holds of what a result is of; none where it cannot be read."""
     try:
-        before = {"precision": "fp32", "errors": {}} | json.loads(path.read_text(encoding="utf-8"))
+        before = {"precision": "fp32", "errors": {}} | from_json(path.read_text(encoding="utf-8"))
         same = all(before[key] == result[key] for key in keys)
         before["errors"] = dict(before["errors"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
     return {name: before[name] for name in (*METRICS, "errors") if name in before} if same else {}
 

@@ -3,11 +3,13 @@
 import contextlib
 import fcntl
 import glob
+import json
 import os
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -21,6 +23,18 @@ def cache_folder() -> Path:
 def encoded(text: str) -> bytes:
     """Return text as UTF-8; of a file's name that is none, the bytes that the name has."""
     return text.encode("utf-8", "surrogateescape")
+
+
+def from_json(text: str | bytes) -> Any:
+    """Return what JSON of anybody's file says.
+
+    Raises:
+        ValueError: it is no JSON, or nested deeper than Python goes.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview | str) -> None:

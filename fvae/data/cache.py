@@ -17,7 +17,7 @@ import torch
 
 from fvae.data.store import Store
 from fvae.errors import warn
-from fvae.files import cache_folder, write_atomically
+from fvae.files import cache_folder, from_json, write_atomically
 
 _SUFFIX = ".safetensors"
 
@@ -36,7 +36,7 @@ def cache_entries() -> list[CacheEntry]:
     for path in sorted(cache_folder().glob(f"*{_SUFFIX}")):
         try:
             with open(path, "rb") as file:
-                name = json.loads(_read_header(file)[0])["name"]
+                name = from_json(_read_header(file)[0])["name"]
         except (OSError, ValueError):
             name = path.stem
         entries.append(CacheEntry(name, path.stat().st_size, path))
@@ -94,7 +94,7 @@ def load_file(path: Path) -> Store:
         digest = hashlib.file_digest(file, lambda: hashlib.sha256(description.encode()))
         if digest.hexdigest() != checksum:
             raise ValueError("its checksum is wrong")
-        fields = json.loads(description)
+        fields = from_json(description)
         fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
         # Copy-on-write: torch wants writable memory, and the file stays as it is.
         data = np.memmap(file, np.uint8, "c", start, fields.pop("shape"))
@@ -112,7 +112,7 @@ def _read_header(file: BinaryIO) -> tuple[str, str]:
     """The store's description and the checksum; leaves the file at the data."""
     try:
         length = int.from_bytes(file.read(8), "little")
-        metadata = json.loads(file.read(length if length < 1 << 20 else 0))["__metadata__"]
+        metadata = from_json(file.read(length if length < 1 << 20 else 0))["__metadata__"]
         return metadata["store"], metadata["sha256"]
     except (ValueError, KeyError, TypeError):
         raise ValueError("its header is wrong") from None

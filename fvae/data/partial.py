@@ -22,6 +22,7 @@ from fvae.data.cache import cache_file, file_header, from_cache, labels_bytes, l
 from fvae.data.factors import NO_FACTORS, KnownFactors
 from fvae.data.store import Store
 from fvae.errors import UserError, warn
+from fvae.files import from_json
 
 _HEADER = 1 << 16  # bytes: names of factors, and numbers of sources that gave no row
 
@@ -68,7 +69,7 @@ class Partial:
             self._file.truncate(0)
         try:
             self._file.seek(0)
-            progress = json.loads(self._file.read(_HEADER))
+            progress = from_json(self._file.read(_HEADER))
             same = (progress["key"], progress["shape"]) == (self._key, list(image_shape))
             size = _HEADER + progress["rows"] * self._width
             if same and os.fstat(self._file.fileno()).st_size >= size:

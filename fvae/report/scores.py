@@ -1,12 +1,12 @@
 """The scores that a run folder holds, and of which state of the run they are."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from fvae.errors import warn
+from fvae.files import from_json
 from fvae.registry import METRICS
 from fvae.training import checkpoint
 
@@ -41,7 +41,7 @@ def read_scores(run: Path) -> list[dict[str, Any]]:
     scores = []
     for path in sorted(run.glob("eval-*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = from_json(path.read_text(encoding="utf-8"))
             known = msgspec.convert(content, _Scores)
             if not any(name in content for name in METRICS):
                 raise ValueError("it holds no score")
@@ -50,7 +50,7 @@ def read_scores(run: Path) -> list[dict[str, Any]]:
             votes = known.factor_vae
             if votes and {len(row) for row in votes.votes} - {len(votes.factor_names)}:
                 raise ValueError("its votes do not fit its factors")
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             warn(f"{path}: not scores that can be read ({error}); `fvae eval` makes them again")
         else:
             scores.append({"step": known.step, "checkpoint": known.checkpoint} | content)

@@ -18,7 +18,7 @@ from fvae.data import Store
 from fvae.device import arithmetic, as_imported
 from fvae.errors import warn
 from fvae.evaluate import encoder_of, encoding_precision, images_at_once, posteriors
-from fvae.files import write_atomically
+from fvae.files import from_json, write_atomically
 from fvae.metrics import across
 from fvae.metrics.across import ACROSS, Codes
 from fvae.metrics.constants import CENTRALITY, UDR
@@ -101,7 +101,7 @@ def _read(out: Path) -> dict[str, _Setting]:
     """Return what is kept, nothing where it cannot be read."""
     path = out / NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_text(encoding="utf-8"))
         kept = msgspec.convert(content, dict[str, _Setting])
         for one in kept.values():
             values = [v for scores in one.scores.values() for v in scores.values()]
@@ -110,7 +110,7 @@ def _read(out: Path) -> dict[str, _Setting]:
         return kept
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         warn(f"{path}: not scores that can be read ({error}); made again")
         return {}
 

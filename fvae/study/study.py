@@ -15,7 +15,7 @@ from rich.console import Console
 from fvae import data, evaluate
 from fvae.config import GRIDS, LATER, StudyConfig, TrainConfig
 from fvae.errors import UserError, warn
-from fvae.files import locked, write_atomically
+from fvae.files import from_json, locked, write_atomically
 from fvae.study import across, intervals, paper
 from fvae.study import page as study_page
 from fvae.study.grid import OF_A_RUN, expand
@@ -296,7 +296,7 @@ def read(out: Path) -> dict | None:
     """
     path = out / STUDY_NAME
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = from_json(path.read_text(encoding="utf-8"))
         known = msgspec.convert(kept, _Kept)
         StudyConfig.from_fields(known.settings, (*LATER, *OF_A_RUN))
         return kept
@@ -304,7 +304,7 @@ def read(out: Path) -> dict | None:
         return None
     except NotADirectoryError:
         raise UserError(f"--out {out}: is a file; name a folder") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: not a readable study ({error}); restore it, or name another --out"
         ) from None

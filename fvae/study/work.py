@@ -26,7 +26,7 @@ from fvae.config import TrainConfig
 from fvae.data import Store
 from fvae.device import keep_freed_memory
 from fvae.errors import UserError, warn
-from fvae.files import locked, write_atomically
+from fvae.files import from_json, locked, write_atomically
 from fvae.metrics.across import ACROSS
 from fvae.registry import METRICS
 from fvae.training import checkpoint, loop, stacked
@@ -115,10 +115,10 @@ def failure(run: Path) -> str | None:
     """Return why the run failed, None if it did not; what cannot be read says nothing."""
     path = run / FAILED_NAME
     try:
-        message = json.loads(path.read_text(encoding="utf-8"))["message"]
+        message = from_json(path.read_text(encoding="utf-8"))["message"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         message = None
     if not isinstance(message, str):
         warn(f"{path}: damaged, and left out; the run is tried again")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fvae.config import TrainConfig
 from fvae.device import as_imported
 from fvae.errors import UserError, warn
-from fvae.files import write_atomically
+from fvae.files import from_json, write_atomically
 from fvae.models import vae as nets
 from fvae.models.infogan import InfoGAN
 from fvae.models.vae import VAE
@@ -211,7 +211,7 @@ def _read(
     try:
         if metadata["format"] != _FORMAT:
             raise ValueError
-        made_by = dict(json.loads(metadata["config"]))
+        made_by = dict(from_json(metadata["config"]))
         step = int(tensors["rng.step"])
     except (ValueError, KeyError, TypeError, RuntimeError):
         raise UserError(f"{path}: not a checkpoint of this version of fvae; train again") from None
@@ -256,7 +256,7 @@ def state_of(run: Path) -> State | None:
 
 def _kept(run: Path) -> State | None:
     try:
-        return msgspec.json.decode((run / KEPT).read_bytes(), type=State)
+        return msgspec.convert(from_json((run / KEPT).read_bytes()), type=State)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -269,7 +269,7 @@ def _header(content: memoryview) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 + length:
         raise ValueError("it is cut short")
-    header = json.loads(bytes(content[8 : 8 + length]))
+    header = from_json(bytes(content[8 : 8 + length]))
     if not isinstance(header, dict):
         raise ValueError("its header is wrong")
     return header, 8 + length

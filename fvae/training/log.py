@@ -1,13 +1,12 @@
 """A run's ``log.jsonl``: one line of means an interval, with its step and the seconds so far."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from fvae.errors import UserError, warn
-from fvae.files import write_atomically
+from fvae.files import from_json, write_atomically
 
 NAME = "log.jsonl"
 
@@ -61,10 +60,10 @@ def _lines(path: Path) -> list[tuple[dict[str, Any], str]]:
     lines, damaged = [], []
     for number, text in enumerate(texts, 1):
         try:
-            line = json.loads(text)
+            line = from_json(text)
             msgspec.convert(line, _Line)
             msgspec.convert(line, _Terms)
-        except (ValueError, RecursionError):
+        except ValueError:
             # A kill cuts the last line short: that is no damage.
             if text and number < len(texts):
                 damaged.append(number)

@@ -7,7 +7,7 @@ from typing import Any
 from fvae.config import TrainConfig
 from fvae.data import Store
 from fvae.errors import UserError, warn
-from fvae.files import write_atomically
+from fvae.files import from_json, write_atomically
 from fvae.training import checkpoint
 from fvae.training.distributed import World
 
@@ -99,7 +99,7 @@ def _told(fingerprint: dict[str, Any]) -> str:
 def _read(run: Path) -> dict[str, Any] | None:
     path = run / NAME
     try:
-        kept = json.loads(path.read_text())
+        kept = from_json(path.read_text())
         if not isinstance(kept["count"], int):
             raise ValueError("count is no whole number")
         return kept
