@@ -1,6 +1,6 @@
 # make setup   the environment in .venv       make demo   train, score and show a small FactorVAE
 # make test    prove the installation         make bench  time the ops and the step
-# make lint    style, types, kernels, figures      make sanitize  the C++ tests under ASan and UBSan
+# make lint    style, types, figures, builds and kernels    make sanitize  the C++ tests under ASan, UBSan
 # make wheel   the distributions, in dist/   make torture   kills, full disks, damaged files
 # TORCH=2.11.0 with any of them: that PyTorch instead of the one in constraints.txt
 PYTHON ?= python3

@@ -27,7 +27,7 @@ settings.load_profile("few")
 _LONG = (
     "test_kernels",
     "test_study",
-    "test_build",
+    "test_paper",
     "test_torture",
     "test_fake_cuda",
     "test_stacked",

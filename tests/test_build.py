@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.compiles  # builds of the package, which compile it again and again
+
 ROOT = Path(__file__).parent.parent
 
 
