@@ -210,3 +210,17 @@ class HostTraffic(TorchDispatchMode):
         """Called for each operation; a subclass may look at more."""
         if name in self.WAITS:
             self.found.append(name)
+
+
+def calls_of(names, of, monkeypatch):
+    """The names of those ops of a module that are called from now on, in their order."""
+    found = []
+    for name in names:
+        run = getattr(of, name)
+
+        def counted(*args, name=name, run=run):
+            found.append(name)
+            return run(*args)
+
+        monkeypatch.setattr(of, name, counted)
+    return found

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from shared import needs_extension
+from shared import calls_of, needs_extension
 from torch import nn
 
 from fvae import ops
@@ -18,16 +18,7 @@ PRECISIONS = ("fp32", "autocast", "bf16")
 @pytest.fixture
 def calls(monkeypatch):
     """The names of our ops that were called."""
-    found = []
-    for name in ("conv_from_bits", "conv_to_pixels"):
-        run = getattr(torch.ops.fvae, name)
-
-        def counted(*args, name=name, run=run):
-            found.append(name)
-            return run(*args)
-
-        monkeypatch.setattr(ends._FVAE, name, counted)
-    return found
+    return calls_of(("conv_from_bits", "conv_to_pixels"), ends._FVAE, monkeypatch)
 
 
 def _vae(channels=1, side=32):

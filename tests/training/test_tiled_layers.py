@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from shared import needs_extension
+from shared import calls_of, needs_extension
 
 from fvae import ops
 from fvae.models import forms, tiles
@@ -15,17 +15,8 @@ pytestmark = needs_extension
 @pytest.fixture(autouse=True)
 def calls(monkeypatch):
     """Calls of our ops, on any processor: slower ones have them in loops."""
-    found = []
     monkeypatch.setattr(ops, "has_matrix_units", lambda: True)
-    for name in ("conv4x4", "conv4x4_backward"):
-        run = getattr(torch.ops.fvae, name)
-
-        def counted(*args, name=name, run=run):
-            found.append(name)
-            return run(*args)
-
-        monkeypatch.setattr(tiles._FVAE, name, counted)
-    return found
+    return calls_of(("conv4x4", "conv4x4_backward"), tiles._FVAE, monkeypatch)
 
 
 def _vae(channels=(16, 16, 32, 16)):
