@@ -22,7 +22,7 @@ import triton
 
 from bench import figures
 from fvae import ops
-from fvae.device import cpu_features
+from fvae.device import cpu_features, device_name
 
 RESULTS = Path(__file__).parent / "results"
 NO_TIME = "skipped: no time left"
@@ -201,13 +201,6 @@ def keep(out: Path | None, numbers: dict, device: str = "cpu") -> None:
     """Write what a program found as a record; nothing where ``--out`` was not given."""
     if out:
         figures.write(out, head(device) | {"numbers": numbers})
-
-
-def device_name(device: str) -> str:
-    """Return what the device calls itself."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return str(cpu_features().get("cpu_name", platform.machine()))
 
 
 def commit(folder: Path = RESULTS.parent) -> str:

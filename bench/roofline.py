@@ -18,10 +18,10 @@ from torch import nn
 
 from bench import bounds, op_times, stages
 from bench.device_timing import eager_and_graph, in_turns, median
-from bench.record import Record, device_name, keep, options
+from bench.record import Record, keep, options
 from bench.registry import Case, backend, cases
 from bench.setup import Setup
-from fvae.device import AUTOCAST, has_fast_bf16
+from fvae.device import AUTOCAST, device_name, has_fast_bf16
 from fvae.models.vae import sizes
 from fvae.training.trainer import Trainer
 

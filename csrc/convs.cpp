@@ -73,7 +73,7 @@ struct Cells {
     count = images;
   }
 
-  // Places in images of `channels` of the 32 cells from one on; place(b, i, j), -1 is none.
+  // Where each of the 32 cells from one on belongs, by place(image, row, column); -1 is nowhere.
   template <class Place>
   void places(int64_t first, int64_t* found, Place place) const {
     for (int r = 0; r < kBlock; ++r) {

@@ -1,6 +1,7 @@
 """What the machine offers: device, precision, and the C allocator's manners."""
 
 import ctypes
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -51,6 +52,13 @@ def cpu_features() -> Mapping[str, object]:
     values = {name.strip(): value for name, _, value in (line.partition(":") for line in lines)}
     features: dict[str, object] = dict.fromkeys(values.get("flags", "").split(), True)
     return features | {"cpu_name": values.get("model name", "unknown").strip()}
+
+
+def device_name(device: str) -> str:
+    """Return what the device calls itself."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return str(cpu_features().get("cpu_name", platform.machine()))
 
 
 def resolve_precision(name: Precision | Literal["auto"], device: torch.device) -> Precision:

@@ -30,6 +30,16 @@ def halves_or_doubles(x: Tensor, weight: Tensor, form: Convolution) -> bool:
     return usual and images and x.device.type == weight.device.type == "cpu"
 
 
+def rows_of(images: Tensor) -> Tensor:
+    """[B, C, H, W] as [B, H, W, C]; without a copy where they are channels last."""
+    return images.permute(0, 2, 3, 1).contiguous()
+
+
+def images_of(rows: Tensor) -> Tensor:
+    """[B, H, W, C] as [B, C, H, W], channels last."""
+    return rows.permute(0, 3, 1, 2)
+
+
 def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor, form: Convolution) -> Tensor:
     """A transposed convolution whose bias is added apart.
 

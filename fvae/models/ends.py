@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fvae import ops
-from fvae.models.convolution import Convolution, conv_transpose2d, halves_or_doubles
+from fvae.models.convolution import (
+    Convolution,
+    conv_transpose2d,
+    halves_or_doubles,
+    images_of,
+    rows_of,
+)
 from fvae.models.forms import again
 from fvae.ops.autograd import savable
 
@@ -33,15 +39,6 @@ def _dtype(x: Tensor, weight: Tensor, form: Convolution) -> torch.dtype | None:
         return None
     # In float16 a loss scale goes by what overflows, in every layer alike.
     return dtype if dtype in (torch.float32, torch.bfloat16) else None
-
-
-def _rows(images: Tensor) -> Tensor:
-    """[B, C, H, W] as [B, H, W, C]; without a copy where they are channels last."""
-    return images.permute(0, 2, 3, 1).contiguous()
-
-
-def _images(rows: Tensor) -> Tensor:
-    return rows.permute(0, 3, 1, 2)
 
 
 def first(x: Tensor, weight: Tensor, bias: Tensor, form: Convolution) -> Tensor | None:
@@ -64,7 +61,7 @@ def first(x: Tensor, weight: Tensor, bias: Tensor, form: Convolution) -> Tensor 
     bits = ops.packed_bits(x)
     if bits is None:
         return None
-    return _images(_First.apply(x, weight, bias, bits, dtype))
+    return images_of(_First.apply(x, weight, bias, bits, dtype))
 
 
 class _First(torch.autograd.Function):
@@ -79,7 +76,7 @@ class _First(torch.autograd.Function):
         x, weight, bias, bits, y = ctx.saved_tensors
         if torch.is_grad_enabled():
             out = F.relu(F.conv2d(x.to(y.dtype), weight.to(y.dtype), bias.to(y.dtype), 2, 1))
-            return None, *again(_rows(out), (weight, bias), grad), None, None
+            return None, *again(rows_of(out), (weight, bias), grad), None, None
         of = _FVAE.conv_from_bits_backward(grad.to(y.dtype).contiguous(), y, bits)
         return None, of[0].to(weight.dtype), of[1].to(bias.dtype), None, None
 
@@ -102,13 +99,13 @@ def last(
     dtype = None if form.output_padding is None else _dtype(x, weight, form)
     if dtype is None or weight.shape[1] > MOST_COLOURS:
         return None
-    return _images(_Last.apply(x, weight, bias, form, relu, dtype))
+    return images_of(_Last.apply(x, weight, bias, form, relu, dtype))
 
 
 class _Last(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, form, relu, dtype):
-        low, w = _rows(x.to(dtype)), weight.to(dtype)
+        low, w = rows_of(x.to(dtype)), weight.to(dtype)
         ctx.save_for_backward(*map(savable, (x, weight, bias)), low, w)
         ctx.rest = form, relu
         return _FVAE.conv_to_pixels(low, w, bias.to(dtype), relu)
@@ -120,8 +117,8 @@ class _Last(torch.autograd.Function):
         if torch.is_grad_enabled():
             h = F.relu(x) if relu else x
             out = conv_transpose2d(h.to(w.dtype), weight.to(w.dtype), bias.to(w.dtype), form)
-            return *again(_rows(out), (x, weight, bias), grad), None, None, None
+            return *again(rows_of(out), (x, weight, bias), grad), None, None, None
         grad, need_x = grad.to(w.dtype).contiguous(), ctx.needs_input_grad[0]
         of_x, *of = _FVAE.conv_to_pixels_backward(grad, low, w, relu, need_x)
-        grad_x = _images(of_x).to(x.dtype) if need_x else None
+        grad_x = images_of(of_x).to(x.dtype) if need_x else None
         return grad_x, of[0].to(weight.dtype), of[1].to(bias.dtype), None, None, None

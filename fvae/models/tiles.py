@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fvae import ops
-from fvae.models.convolution import Convolution, conv_transpose2d, halves_or_doubles
+from fvae.models.convolution import (
+    Convolution,
+    conv_transpose2d,
+    halves_or_doubles,
+    images_of,
+    rows_of,
+)
 from fvae.models.forms import again
 from fvae.ops.autograd import savable
 
@@ -42,23 +48,14 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, form: Convolution, slope: 
     return _Tiled.apply(x, weight, bias, form.output_padding is not None, slope == 0)
 
 
-def _rows(t: Tensor) -> Tensor:
-    """[B, C, H, W] as [B, H, W, C]; without a copy where they are channels last."""
-    return t.permute(0, 2, 3, 1).contiguous()
-
-
-def _images(rows: Tensor) -> Tensor:
-    return rows.permute(0, 3, 1, 2)
-
-
 class _Tiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, transposed, relu):
-        rows, w = _rows(x), _rows(weight)
+        rows, w = rows_of(x), rows_of(weight)
         y = _FVAE.conv4x4(rows, w, bias.to(w.dtype), relu, transposed)
         ctx.save_for_backward(*map(savable, (x, weight, bias)), rows, w, y if relu else None)
         ctx.kind = transposed, relu
-        return _images(y)
+        return images_of(y)
 
     @staticmethod
     def backward(ctx, grad):
@@ -70,10 +67,10 @@ class _Tiled(torch.autograd.Function):
             return *again(out, (x, weight, bias), grad), None, None
         need_x = ctx.needs_input_grad[0]
         of_x, of_weight, of_bias = _FVAE.conv4x4_backward(
-            _rows(grad), y, rows, w, transposed, need_x
+            rows_of(grad), y, rows, w, transposed, need_x
         )
-        grad_x = _images(of_x) if need_x else None
-        return grad_x, _images(of_weight).to(w.dtype), of_bias.to(bias.dtype), None, None
+        grad_x = images_of(of_x) if need_x else None
+        return grad_x, images_of(of_weight).to(w.dtype), of_bias.to(bias.dtype), None, None
 
 
 def _plainly(x: Tensor, weight: Tensor, bias: Tensor, transposed: bool) -> Tensor:

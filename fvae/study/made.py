@@ -6,9 +6,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
-from fvae.device import cpu_features
+from fvae.device import device_name
 
 
 def made_with(device: str) -> dict[str, str]:
@@ -17,12 +15,11 @@ def made_with(device: str) -> dict[str, str]:
     Args:
         device: that of the runs, "cpu" or "cuda".
     """
-    name = torch.cuda.get_device_name() if device == "cuda" else cpu_features().get("cpu_name")
     versions = {"commit": commit(), "python": platform.python_version()}
     for package in ("fvae", "torch", "triton", "numpy", "scikit-learn"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    return versions | {"device": str(name or platform.machine())}
+    return versions | {"device": device_name(device)}
 
 
 def commit() -> str:
