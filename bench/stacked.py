@@ -1,7 +1,7 @@
 """``python -m bench.stacked``: four ways to train several models, on this machine's CPU.
 
 Prints one JSON line: for the default size and for a small model (64-unit discriminator, 16
-channels), and for each precision that the processor computes in hardware, the steps a second and
+channels), and for fp32, and bf16 where the processor is faster with it, the steps a second and
 model of runs one after another, of 4 and 8 models stacked in one step, and of one process a core
 with one thread each. Medians of interleaved rounds; each way runs in processes of its own.
 """

@@ -1,7 +1,7 @@
 """``python -m bench.step``: the textbook step and ours, interleaved in one run.
 
 Prints one JSON line ``{"ratio_bf16": .., "ratio_fp32": ..}``, textbook time over ours, medians over
-rounds that take turns; ``ratio_bf16`` is null where the processor has no bf16 in hardware. Before
+rounds that take turns; ``ratio_bf16`` is null where bf16 is no faster on the processor. Before
 timing, it checks that both compute the same losses and gradients in fp32. On standard error stand
 the times, and what a step starts and moves on a GPU (:mod:`bench.launches`).
 """
@@ -193,7 +193,7 @@ def measure(store: data.Store, rounds: int = ROUNDS) -> dict[str, list[float]]:
 
 
 def cpu_precisions() -> list[str]:
-    """Return the precisions that this processor computes in hardware."""
+    """Return fp32, and bf16 where the processor is faster with it."""
     return ["fp32", *(["bf16"] if has_fast_bf16(torch.device("cpu")) else [])]
 
 

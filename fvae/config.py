@@ -141,7 +141,7 @@ class TrainConfig:
     """Arithmetic of the networks: IEEE float32 in every layer (fp32), TensorFloat-32 in every layer
     (tf32, on CUDA devices from Ampere on), or products in bfloat16 (bf16) or, with a loss scale, in
     float16 (fp16, on CUDA devices), with float32 weights and losses; auto takes bf16 where the
-    processor computes it in hardware."""
+    processor is faster with it."""
     backend: str | None = None
     """Force one backend of the ops; None picks by device."""
     graph: bool = True

@@ -35,11 +35,14 @@ def resolve_device(name: str) -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Return whether the device multiplies bfloat16 matrices in hardware."""
+    """Return whether the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     features = cpu_features()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    # On an Intel whose tiles are switched off (Xeon, model 207) the instruction for pairs is
+    # there, but does half of what float32's does in the same time: 77 for 154 GFLOP/s.
+    pairs = features.get("avx512_bf16") and "Intel" not in str(features.get("cpu_name"))
+    return bool(features.get("amx_bf16") or pairs)
 
 
 def cpu_features() -> Mapping[str, object]:
@@ -62,7 +65,7 @@ def device_name(device: str) -> str:
 
 
 def resolve_precision(name: Precision | Literal["auto"], device: torch.device) -> Precision:
-    """Return a precision other than "auto", which is bf16 where the device has it in hardware.
+    """Return a precision other than "auto", which is bf16 where the device is faster with it.
 
     Raises:
         UserError: "tf32" or "fp16" is asked for where the device has none.

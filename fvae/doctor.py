@@ -16,7 +16,7 @@ def diagnose() -> list[tuple[str, str]]:
     """Return (thing, finding) pairs: versions, devices, compilers, the data cache, the ops."""
     cpu = torch.device("cpu")
     name = cpu_features().get("cpu_name", platform.machine())
-    bf16 = "bf16 in hardware" if has_fast_bf16(cpu) else "no bf16 in hardware: trains in fp32"
+    bf16 = "trains in bf16" if has_fast_bf16(cpu) else "no fast bf16: trains in fp32"
     rows = [
         ("python", platform.python_version()),
         ("torch", torch.__version__),

@@ -45,7 +45,7 @@ def images_at_once(device: torch.device, image_shape: Sequence[int]) -> int:
 
 
 def encoding_precision(name: str, device: torch.device) -> str:
-    """Return what a device encodes in for "auto": bf16 on a processor that has it, or fp32.
+    """Return what a device encodes in for "auto": bf16 on a processor faster with it, or fp32.
 
     Raises:
         UserError: it is none of auto, fp32 and bf16.

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fvae import device
 from fvae.config import TrainConfig
 from fvae.device import arithmetic, resolve_precision
 from fvae.errors import UserError
@@ -80,6 +81,22 @@ def test_tf32_needs_a_gpu_that_has_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert resolve_precision("tf32", CUDA) == "tf32"
     assert resolve_precision("auto", CUDA) == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("features", "precision"),
+    [
+        ({"cpu_name": "Intel Xeon", "amx_bf16": True, "avx512_bf16": True}, "bf16"),
+        ({"cpu_name": "AMD EPYC 9J14", "avx512_bf16": True}, "bf16"),
+        # As many virtual machines have it: the tiles are hidden, and pairs alone are slower.
+        ({"cpu_name": "Intel Xeon", "amx_bf16": False, "avx512_bf16": True}, "fp32"),
+        ({"cpu_name": "Intel(R) Xeon(R) Processor", "avx512_bf16": True}, "fp32"),
+        ({"cpu_name": "unknown"}, "fp32"),
+    ],
+)
+def test_auto_takes_bf16_where_a_processor_is_faster_with_it(features, precision, monkeypatch):
+    monkeypatch.setattr(device, "cpu_features", lambda: features)
+    assert resolve_precision("auto", torch.device("cpu")) == precision
 
 
 @pytest.mark.parametrize("build", [nets.build, infogan.build])
