@@ -153,6 +153,7 @@ struct ToPixels {
   std::vector<float> products[3];   // [padded_width + 2, taps] of three rows, with zeros around
   std::vector<float> pixels;        // [2H + 2, 2W + 2, O]: a gradient, with zeros around
   std::vector<float> columns;       // [padded_width, taps]: the pixels under the kernel
+  std::vector<float> sums;          // [2W, O]: of a gradient's columns
 
   // `given` is the weight [C, O, 4, 4].
   ToPixels(int64_t height, int64_t width, int64_t channels, int64_t colours, bool relu,
@@ -161,7 +162,7 @@ struct ToPixels {
         padded_channels(up_to(channels, kMostLanes)), padded_width(up_to(width, kTogether)), relu(relu),
         weight(padded_channels * taps), transposed(taps * padded_channels),
         row(padded_width * padded_channels), pixels((2 * height + 2) * (2 * width + 2) * colours),
-        columns(padded_width * taps) {
+        columns(padded_width * taps), sums(2 * width * colours) {
     for (auto& each : products) each.resize((padded_width + 2) * taps);
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t t = 0; t < taps; ++t)
@@ -178,6 +179,17 @@ FVAE_HD void take_row(ToPixels& s, const T* __restrict x) {
       const float value = wide(x[c]);
       to[c] = s.relu && value < 0.0f ? 0.0f : value;
     }
+}
+
+// s.row into a row [W, C] of the gradient of the input x: as it is, or where a ReLU let x through.
+template <class T>
+FVAE_HD void put_row(const ToPixels& s, const T* __restrict x, T* __restrict grad_x) {
+  const float* __restrict from = s.row.data();
+  const bool relu = s.relu;
+  const int64_t channels = s.channels;
+  for (int64_t j = 0; j < s.width; ++j, from += s.padded_channels, x += channels, grad_x += channels)
+    for (int64_t c = 0; c < channels; ++c)
+      put_as(grad_x + c, relu && wide(x[c]) <= 0.0f ? 0.0f : from[c]);
 }
 
 // out[j, k] = sum over i of x[j, i] w[i, k], of `kTogether` rows j and `lanes` columns k at once.
@@ -249,12 +261,17 @@ template <int lanes, class T>
 FVAE_HD void to_pixels_backward(ToPixels& s, const T* grad, const T* x, T* grad_x, float* weight,
                                 float* bias) {
   const int64_t line = 2 * s.width * s.colours, padded = line + 2 * s.colours;
+  std::fill(s.sums.begin(), s.sums.end(), 0.0f);
+  float* __restrict const sums = s.sums.data();
   for (int64_t i = 0; i < 2 * s.height; ++i) {
-    float* const to = s.pixels.data() + (i + 1) * padded + s.colours;
-    for (int64_t j = 0; j < line; ++j) to[j] = wide(grad[i * line + j]);
-    for (int64_t j = 0; j < 2 * s.width; ++j)
-      for (int64_t o = 0; o < s.colours; ++o) bias[o] += to[j * s.colours + o];
+    float* __restrict const to = s.pixels.data() + (i + 1) * padded + s.colours;
+    for (int64_t j = 0; j < line; ++j) {
+      to[j] = wide(grad[i * line + j]);
+      sums[j] += to[j];  // many columns at once, where one sum would wait for itself
+    }
   }
+  for (int64_t j = 0; j < 2 * s.width; ++j)
+    for (int64_t o = 0; o < s.colours; ++o) bias[o] += sums[j * s.colours + o];
   for (int64_t i = 0; i < s.height; ++i) {
     for (int64_t ky = 0; ky < 4; ++ky) take_columns(s, s.pixels.data() + (2 * i + ky) * padded, ky);
     take_row(s, x + i * s.width * s.channels);
@@ -275,12 +292,7 @@ FVAE_HD void to_pixels_backward(ToPixels& s, const T* grad, const T* x, T* grad_
     if (!grad_x) continue;
     multiply<lanes>(s.columns.data(), s.padded_width, s.taps, s.transposed.data(),
                     s.padded_channels, s.row.data());
-    for (int64_t j = 0; j < s.width; ++j)
-      for (int64_t c = 0; c < s.channels; ++c) {
-        const int64_t at = (i * s.width + j) * s.channels + c;
-        const float delta = s.row[j * s.padded_channels + c];
-        put_as(grad_x + at, s.relu && wide(x[at]) <= 0.0f ? 0.0f : delta);
-      }
+    put_row(s, x + i * s.width * s.channels, grad_x + i * s.width * s.channels);
   }
 }
 
