@@ -23,6 +23,7 @@ import triton
 from bench import figures
 from fvae import ops
 from fvae.device import cpu_features, device_name
+from fvae.study.made import commit
 
 RESULTS = Path(__file__).parent / "results"
 NO_TIME = "skipped: no time left"
@@ -203,18 +204,6 @@ def keep(out: Path | None, numbers: dict, device: str = "cpu") -> None:
         figures.write(out, head(device) | {"numbers": numbers})
 
 
-def commit(folder: Path = RESULTS.parent) -> str:
-    """Return the commit of the code, marked if it was changed since; "unknown" without git.
-
-    Records are no code: one that was just written does not mark the next.
-    """
-    # Never a tag's name: what is recorded is to be found in any clone.
-    found = _output("git", "describe", "--always", "--exclude=*", cwd=folder)
-    code = (":/", ":(top,exclude)bench/results")
-    changed = _output("git", "status", "--porcelain", "--untracked-files=no", *code, cwd=folder)
-    return found + ("-dirty" if changed else "") if found else "unknown"
-
-
 def _clocks(device: str) -> dict[str, str]:
     return _smi("clocks.sm", "clocks.mem", "temperature.gpu") if device == "cuda" else {}
 
@@ -230,10 +219,10 @@ def _smi(*fields: str) -> dict[str, str]:
     return dict(zip(fields, values, strict=True)) if len(values) == len(fields) else {}
 
 
-def _output(*command: str, cwd: Path | None = None) -> str:
+def _output(*command: str) -> str:
     """Return what a program prints, "" where it is not there or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=20)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

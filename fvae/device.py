@@ -89,6 +89,15 @@ def autocast(device: torch.device, precision: str, cached: bool = False) -> torc
     )
 
 
+def autocast_dtype(kind: str) -> torch.dtype | None:
+    """Return what products are made in under the autocast in force; None where there is none.
+
+    Args:
+        kind: of device, "cpu" or "cuda".
+    """
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 @contextmanager
 def as_imported() -> Iterator[None]:
     """Within it, what a program may have set for all of PyTorch is as PyTorch starts with it.

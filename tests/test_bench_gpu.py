@@ -19,11 +19,12 @@ from bench.baseline import (
     permute_dims_on_device,
 )
 from bench.device_timing import interleaved, median, ratio, spread
-from bench.record import Part, Record, chosen, commit, file_of
+from bench.record import Part, Record, chosen, file_of
 from bench.registry import Case
 from bench.setup import Setup
 from bench.step_rates import Variant, differences, measure
 from fvae import ops
+from fvae.study.made import commit
 
 
 def boom():

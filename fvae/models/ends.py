@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fvae import ops
+from fvae.device import autocast_dtype
 from fvae.models.convolution import (
     Convolution,
     conv_transpose2d,
@@ -32,11 +33,9 @@ def _dtype(x: Tensor, weight: Tensor, form: Convolution) -> torch.dtype | None:
     """What a layer computes in; None where it is none of ours."""
     if not halves_or_doubles(x, weight, form) or "cpp" not in ops.BACKENDS:
         return None
-    dtype = weight.dtype
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-    elif x.dtype != dtype:
-        return None
+    dtype = autocast_dtype("cpu")
+    if dtype is None and x.dtype == weight.dtype:
+        dtype = weight.dtype
     # In float16 a loss scale goes by what overflows, in every layer alike.
     return dtype if dtype in (torch.float32, torch.bfloat16) else None
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fvae import ops
+from fvae.device import autocast_dtype
 from fvae.models import columns, ends, forms, tiles
 from fvae.models.branches import current, in_line
 from fvae.models.convolution import Convolution, conv_transpose2d
@@ -35,11 +36,9 @@ def fused_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     """What a fused layer computes in, as autocast has it; None where it is PyTorch's own."""
     if not forms.is_fused(x) or weight.device != x.device:
         return None
-    device, dtype = x.device.type, weight.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    elif x.dtype != dtype:
-        return None
+    dtype = autocast_dtype(x.device.type)
+    if dtype is None and x.dtype == weight.dtype:
+        dtype = weight.dtype
     return dtype if dtype in (torch.float32, torch.bfloat16, torch.float16) else None
 
 

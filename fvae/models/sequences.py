@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
+from fvae.device import autocast_dtype
 from fvae.models import forms
 from fvae.models.convolution import Convolution, ConvTranspose2d
 from fvae.models.layers import fused_dtype, on_cpu, one_layer
@@ -33,7 +34,7 @@ def _onednn(layer: nn.Conv2d, x: Tensor) -> bool:
     """Whether a layer that nobody trains is oneDNN's: in bfloat16, where that is faster."""
     if x.device.type != "cpu" or torch.is_grad_enabled():
         return False
-    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
+    if autocast_dtype("cpu") not in (None, torch.bfloat16):
         return False
     if not (x.dtype == layer.weight.dtype == torch.bfloat16) or x.numel() == 0 or forms.is_plain():
         return False

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fvae import ops
+from fvae.device import autocast_dtype
 from fvae.models.convolution import (
     Convolution,
     conv_transpose2d,
@@ -35,12 +36,9 @@ def fits(x: Tensor, weight: Tensor, form: Convolution, slope: float) -> bool:
         return False
     if form.output_padding is None and (x.shape[2] % 2 or x.shape[3] % 2):
         return False
-    return not _in_another_dtype() and "cpp" in ops.BACKENDS and ops.has_matrix_units()
-
-
-def _in_another_dtype() -> bool:
-    on = torch.is_autocast_enabled("cpu")
-    return on and torch.get_autocast_dtype("cpu") != torch.bfloat16
+    if autocast_dtype("cpu") not in (None, torch.bfloat16):
+        return False
+    return "cpp" in ops.BACKENDS and ops.has_matrix_units()
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, form: Convolution, slope: float) -> Tensor:

@@ -22,19 +22,29 @@ def made_with(device: str) -> dict[str, str]:
     return versions | {"device": device_name(device)}
 
 
-def commit() -> str:
-    """Return the commit of this code, marked if it was changed since; "unknown" without git."""
+def commit(folder: Path = Path(__file__).parent) -> str:
+    """Return the commit of this code, marked if it was changed since; "unknown" without git.
+
+    Records of benchmarks are no code: one that was just written does not mark the next.
+
+    Args:
+        folder: where the code is.
+    """
     # Never a tag's name: what is recorded is to be found in any clone.
-    command = ("git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12")
-    folder = Path(__file__).parent
+    found = _git("describe", "--always", "--exclude=*", "--abbrev=12", folder=folder)
+    # Installed below somebody else's checkout it would be theirs.
+    if not found or not _git("ls-files", Path(__file__).name, folder=folder):
+        return "unknown"
+    code = (":/", ":(top,exclude)bench/results")
+    changed = _git("status", "--porcelain", "--untracked-files=no", *code, folder=folder)
+    return found + ("-dirty" if changed else "")
+
+
+def _git(*words: str, folder: Path) -> str:
+    """Return what git prints, "" where it is not there or fails."""
+    command = ("git", *words)
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    # Installed below somebody else's checkout it would be theirs.
-    return done.stdout.strip() if done.returncode == 0 and _tracked(folder) else "unknown"
-
-
-def _tracked(folder: Path) -> bool:
-    command = ("git", "ls-files", "--error-unmatch", Path(__file__).name)
-    return subprocess.run(command, capture_output=True, cwd=folder).returncode == 0
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fvae import ops
+from fvae.device import autocast_dtype
 from fvae.models.branches import Branches, beside, in_line
 from fvae.models.layers import (
     gradient_of_x,
@@ -253,8 +254,8 @@ def two_players(
     if ours is not None:
         dtype = torch.promote_types(torch.float32, first.weight.dtype)
         # Autocast leaves float64 as it is.
-        if dtype == torch.float32 and torch.is_autocast_enabled(z.device.type):
-            dtype = torch.get_autocast_dtype(z.device.type)
+        if dtype == torch.float32:
+            dtype = autocast_dtype(z.device.type) or dtype
         parameters: list[Tensor] = list(ours.parameters())
         if not transformed():
             take = ours.take
