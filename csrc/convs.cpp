@@ -1,9 +1,8 @@
 // The CPU op of the convolutions between an autoencoder's first and last layer, and its gradients.
 #include <cstring>
 
-#include "arguments.h"
-#include "convs.h"
 #include "host.h"
+#include "layers.h"
 #include "tiles.h"
 
 namespace fvae::host {
@@ -199,38 +198,17 @@ struct WeightSums {
 // --- the ops -----------------------------------------------------------------------------------
 
 void check(const Tensor& t, const char* name, std::vector<int64_t> shape) {
-  bool fits = t.dim() == int64_t(shape.size()) && t.is_cpu() && t.is_contiguous() &&
-              t.scalar_type() == ScalarType::BFloat16;
-  for (size_t i = 0; fits && i < shape.size(); ++i) fits = t.size(int64_t(i)) == shape[i];
-  STD_TORCH_CHECK(fits, name,
-                  ": expected bfloat16 on the CPU, in a row, of a shape that goes with the others");
-}
-
-Sizes sizes_of(const Tensor& x, const Tensor& weight, bool transposed) {
-  STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4, "x and weight: expected four dimensions");
-  const int64_t by = transposed ? 1 : 2;
-  const Sizes s{x.size(0), x.size(1) / by, x.size(2) / by, weight.size(3), weight.size(0)};
-  check(weight, "weight", {s.small, 4, 4, s.large});
-  check(x, "x", {s.images, by * s.height, by * s.width, transposed ? s.small : s.large});
-  STD_TORCH_CHECK(s.small % kPart == 0 && s.large % kPart == 0 && s.small > 0 && s.large > 0 &&
-                      s.height > 0 && s.width > 0,
-                  "weight: got ", s.small, " and ", s.large, " channels, expected multiples of ",
-                  kPart);
-  return s;
-}
-
-std::vector<int64_t> shape_of(const Sizes& s, bool large) {
-  if (large) return {s.images, 2 * s.height, 2 * s.width, s.large};
-  return {s.images, s.height, s.width, s.small};
+  check_layer(t, name, std::move(shape), ScalarType::BFloat16);
 }
 
 int64_t at_once(const Sizes& s) { return std::clamp<int64_t>(kCells / s.cells(), 1, kImages); }
 
-BFloat16* numbers(const Tensor& t) { return static_cast<BFloat16*>(t.data_ptr()); }
-float* floats(const Tensor& t) { return static_cast<float*>(t.data_ptr()); }
+BFloat16* numbers(const Tensor& t) { return numbers_of<BFloat16>(t); }
+float* floats(const Tensor& t) { return numbers_of<float>(t); }
 
 Tensor conv4x4(Tensor x, Tensor weight, Tensor bias, bool relu, bool transposed) {
-  const Sizes s = sizes_of(x, weight, transposed);
+  if (x.scalar_type() == ScalarType::Float) return winograd(x, weight, bias, relu, transposed);
+  const Sizes s = sizes_of(x, weight, transposed, ScalarType::BFloat16);
   const int64_t channels = transposed ? s.large : s.small;
   check(bias, "bias", {channels});
   std::vector<float> biases(channels);
@@ -275,9 +253,11 @@ void add_parts(const Sizes& s, const std::vector<float>& sums, int64_t parts, fl
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> conv4x4_backward(Tensor grad, std::optional<Tensor> y, Tensor x,
-                                                    Tensor weight, bool transposed, bool need_x) {
-  const Sizes s = sizes_of(x, weight, transposed);
+Gradients conv4x4_backward(Tensor grad, std::optional<Tensor> y, Tensor x, Tensor weight,
+                           bool transposed, bool need_x) {
+  if (x.scalar_type() == ScalarType::Float)
+    return winograd_backward(grad, y, x, weight, transposed, need_x);
+  const Sizes s = sizes_of(x, weight, transposed, ScalarType::BFloat16);
   check(grad, "grad", shape_of(s, transposed));
   if (y) check(*y, "y", shape_of(s, transposed));
   const int64_t some = at_once(s);

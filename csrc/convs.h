@@ -87,10 +87,14 @@ FVAE_HD void mask_row(int64_t n, const BFloat16* __restrict grad, const BFloat16
                       BFloat16* __restrict to) {
   for (int64_t i = 0; i < n; ++i) to[i].bits = passes(y[i]) ? grad[i].bits : uint16_t(0);
 }
+FVAE_HD void mask_row(int64_t n, const float* __restrict grad, const float* __restrict y,
+                      float* __restrict to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = y[i] <= 0.0f ? 0.0f : grad[i];
+}
 
 // sums [C] += the numbers of each of n pixels.
-FVAE_HD void add_pixels(int64_t n, int64_t channels, const BFloat16* __restrict x,
-                        float* __restrict sums) {
+template <class T>
+FVAE_HD void add_pixels(int64_t n, int64_t channels, const T* __restrict x, float* __restrict sums) {
   for (int64_t c = 0; c < channels; c += kPart) {
     float sum[kPart];
     for (int k = 0; k < kPart; ++k) sum[k] = sums[c + k];

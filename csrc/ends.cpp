@@ -11,18 +11,6 @@ namespace {
 // Images whose gradients are summed apart: as many whatever the threads.
 constexpr int64_t kImages = 8;
 
-// One binary for every processor needs functions of one type each: a clone is of no template.
-// The last layer's, of vectors, there are in two widths.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(FVAE_ONE_TARGET)
-#define FVAE_WIDE __attribute__((flatten, target("arch=x86-64-v4")))
-const bool kWideVectors = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512vl");
-#else
-#define FVAE_WIDE
-constexpr bool kWideVectors = false;
-#endif
-
 #define FVAE_ENDS(T)                                                                           \
   FVAE_CLONES void some_from_bits(const Patches& at, int64_t channels, const float* tables,    \
                                   T* y) {                                                      \

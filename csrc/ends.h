@@ -12,27 +12,11 @@
 #include <vector>
 
 #include "codes.h"
+#include "vectors.h"
 
 namespace fvae::host {
 
 constexpr int kTaps = 16;  // of a kernel
-
-// So many numbers at once: 16, or 8 where the processor has no such vectors, since GCC takes these
-// through memory then.
-template <int lanes>
-struct Several {
-  typedef float Vector __attribute__((vector_size(4 * lanes)));
-
-  FVAE_HD static Vector at(const float* from) {
-    Vector found;
-    std::memcpy(&found, from, sizeof found);
-    return found;
-  }
-  FVAE_HD static void put(float* to, Vector x) { std::memcpy(to, &x, sizeof x); }
-};
-constexpr int kMostLanes = 16;
-
-inline int64_t up_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // --- the first layer ------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from fvae import ops
 
 BACKENDS = ["reference", pytest.param("cpp", marks=needs_extension)]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
+each_dtype = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 each_kind = pytest.mark.parametrize("transposed", [False, True], ids=["down", "up"])
 
 # Images, height and width of the small ones, their channels, the large ones' channels: fewer images
@@ -35,27 +36,29 @@ def _plainly(x, weight, bias, transposed):
 
 
 def _error(got, expected):
-    return float((got.double() - expected).abs().max() / expected.abs().max())
+    return float((got.double() - expected.detach()).abs().max() / expected.abs().max())
 
 
 @each_backend
+@each_dtype
 @each_kind
 @each_size
 @pytest.mark.parametrize("relu", [False, True])
-def test_a_layer_and_its_gradients(sizes, transposed, relu, backend):
-    x, weight, bias = _layer(sizes, transposed)
+def test_a_layer_and_its_gradients(sizes, transposed, relu, dtype, backend):
+    x, weight, bias = _layer(sizes, transposed, dtype)
     y = ops.conv4x4(x, weight, bias, relu, transposed, backend)
-    assert y.dtype == torch.bfloat16 and y.is_contiguous()
+    assert y.dtype == dtype and y.is_contiguous()
     exact = [t.double().requires_grad_() for t in (x, weight, bias)]
     sums = _plainly(*exact, transposed)
-    assert _error(y, F.relu(sums) if relu else sums) < 2**-8
+    rounded = 2**-8 if dtype == torch.bfloat16 else 1e-5
+    assert _error(y, F.relu(sums) if relu else sums) < rounded
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
     backward = ops.implementation("conv4x4_backward", backend)
     found = backward(grad, y if relu else None, x, weight, transposed, True)
     # The ReLU's mask is that of the rounded output.
     delta = torch.where(y <= 0, 0, grad.double()) if relu else grad.double()
     expected = torch.autograd.grad(sums, exact, delta)
-    for got, of, most in zip(found, expected, (2**-8, 1e-5, 1e-5), strict=True):
+    for got, of, most in zip(found, expected, (rounded, 1e-5, 1e-5), strict=True):
         assert got.shape == of.shape and _error(got, of) < most
     assert found[1].dtype == found[2].dtype == torch.float32
     none, *again = backward(grad, y if relu else None, x, weight, transposed, False)
@@ -65,9 +68,10 @@ def test_a_layer_and_its_gradients(sizes, transposed, relu, backend):
 
 
 @each_backend
+@each_dtype
 @each_kind
-def test_what_is_no_number_stays_so(transposed, backend):
-    x, weight, bias = _layer((2, 4, 4, 16, 16), transposed)
+def test_what_is_no_number_stays_so(transposed, dtype, backend):
+    x, weight, bias = _layer((2, 4, 4, 16, 16), transposed, dtype)
     x[0, 0, 0, 3] = torch.nan
     for relu in (False, True):
         y = ops.conv4x4(x, weight, bias, relu, transposed, backend)
@@ -79,24 +83,27 @@ def test_what_is_no_number_stays_so(transposed, backend):
 
 
 @needs_extension
+@each_dtype
 @each_kind
-def test_sums_are_the_same_for_any_number_of_threads(transposed):
-    x, weight, bias = _layer((21, 4, 6, 16, 32), transposed)
+def test_sums_are_the_same_for_any_number_of_threads(transposed, dtype):
+    x, weight, bias = _layer((21, 4, 6, 16, 32), transposed, dtype)
     found = []
     for count in (1, 2, 5):
         with threads(count):
             y = ops.conv4x4(x, weight, bias, True, transposed, "cpp")
             run = torch.ops.fvae.conv4x4_backward
             found.append((y, *run(y.cos(), y, x, weight, transposed, True)))
+    assert found[0][0].dtype == dtype
     for others in found[1:]:
         for one, other in zip(found[0], others, strict=True):
             assert torch.equal(one, other)
 
 
 @needs_extension
+@each_dtype
 @each_kind
-def test_opcheck(transposed):
-    x, weight, bias = _layer((2, 2, 2, 16, 16), transposed)
+def test_opcheck(transposed, dtype):
+    x, weight, bias = _layer((2, 2, 2, 16, 16), transposed, dtype)
     run = torch.ops.fvae
     opcheck(run.conv4x4.default, (x, weight, bias, True, transposed))
     y = run.conv4x4(x, weight, bias, True, transposed)
@@ -130,5 +137,9 @@ def test_other_channels_and_dtypes_are_the_reference_s():
     x, weight, bias = _layer((1, 2, 2, 8, 16), False)
     with pytest.raises(RuntimeError, match="8 and 16 channels, expected multiples of 16"):
         ops.conv4x4(x, weight, bias, backend="cpp")
-    with pytest.raises(RuntimeError, match="expected bfloat16"):
-        ops.conv4x4(*_layer((1, 2, 2, 16, 16), False, torch.float32), backend="cpp")
+    with pytest.raises(RuntimeError, match="expected bfloat16 or float32"):
+        ops.conv4x4(*_layer((1, 2, 2, 16, 16), False, torch.float64), backend="cpp")
+    x, weight, bias = _layer((1, 2, 2, 16, 16), False)
+    for others in ((x.float(), weight, bias), (x, weight.float(), bias), (x, weight, bias.float())):
+        with pytest.raises(RuntimeError, match="dtype that go with the others"):
+            ops.conv4x4(*others, backend="cpp")

@@ -1,4 +1,4 @@
-"""A VAE in bfloat16 on a CPU whose inner convolutions are ours, beside PyTorch's layers."""
+"""A VAE on a CPU whose inner convolutions are ours, beside PyTorch's layers."""
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ pytestmark = needs_extension
 def calls(monkeypatch):
     """Calls of our ops, on any processor: slower ones have them in loops."""
     monkeypatch.setattr(ops, "has_matrix_units", lambda: True)
+    monkeypatch.setattr(tiles, "has_wide_vectors", lambda: True)
     return calls_of(("conv4x4", "conv4x4_backward"), tiles._FVAE, monkeypatch)
 
 
@@ -44,6 +45,17 @@ def test_a_step_is_that_of_pytorch_s_layers(calls):
         error, their_error = (float((t - want).abs().max()) / scale for t in (one, other))
         # Each is as far off as the other, and not alike.
         assert error < 0.02 + 2 * their_error
+
+
+def test_a_step_in_float32_is_that_of_pytorch_s_layers(calls):
+    ours = _step(*_vae(), torch.float32)
+    assert calls == ["conv4x4"] * 6 + ["conv4x4_backward"] * 6
+    with forms.plainly():
+        theirs, exact = _step(*_vae(), torch.float32), _step(*_vae(), torch.float64)
+    for one, other, want in zip(ours, theirs, exact, strict=True):
+        scale = float(want.abs().max())
+        error, their_error = (float((t - want).abs().max()) / scale for t in (one, other))
+        assert error < 1e-5 + 2 * their_error
 
 
 def test_nobody_s_gradient_is_wanted(calls):
@@ -93,7 +105,11 @@ def test_other_layers_are_left_alone():
     x, weight = x.bfloat16(), weight.bfloat16()
     assert tiles.fits(x, weight, form, 0.0) and tiles.fits(x, weight, form, 1.0)
     assert not tiles.fits(x, weight, form, 0.2)
-    assert not tiles.fits(x.float(), weight.float(), form, 0.0)
+    assert tiles.fits(x.float(), weight.float(), form, 0.0)
+    assert not tiles.fits(x.double(), weight.double(), form, 0.0)
+    assert not tiles.fits(x.float(), weight, form, 0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not tiles.fits(x.float(), weight.float(), form, 0.0)
     assert not tiles.fits(x[..., :3], weight, form, 0.0)
     assert not tiles.fits(x, weight, form._replace(padding=(0, 0)), 0.0)
     assert not tiles.fits(x, weight[..., :2], form, 0.0)
@@ -101,7 +117,9 @@ def test_other_layers_are_left_alone():
         assert not tiles.fits(x, weight, form, 0.0)
 
 
-def test_without_matrix_units_nothing_is(monkeypatch, calls):
+def test_on_a_processor_that_is_not_fast_with_them_nothing_is(monkeypatch, calls):
     monkeypatch.setattr(ops, "has_matrix_units", lambda: False)
     _step(*_vae(), torch.bfloat16)
+    monkeypatch.setattr(tiles, "has_wide_vectors", lambda: False)
+    _step(*_vae(), torch.float32)
     assert calls == []
