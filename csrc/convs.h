@@ -111,9 +111,9 @@ FVAE_HD void join_rows(int64_t pairs, int64_t n, const BFloat16* __restrict from
     for (int64_t i = 0; i < n; ++i) to[i] = uint32_t(from[i].bits) | uint32_t(from[n + i].bits) << 16;
 }
 
-// [rows, columns] -> [columns, rows] of units; both multiples of 16.
-FVAE_HD void turn(int64_t rows, int64_t columns, const uint32_t* __restrict from,
-                  uint32_t* __restrict to) {
+// [rows, columns] -> [columns, rows]; both multiples of 16.
+template <class T>
+FVAE_HD void turn(int64_t rows, int64_t columns, const T* __restrict from, T* __restrict to) {
   for (int64_t r = 0; r < rows; r += kPart)
     for (int64_t c = 0; c < columns; ++c)
       for (int k = 0; k < kPart; ++k) to[c * rows + r + k] = from[(r + k) * columns + c];

@@ -47,6 +47,9 @@ FVAE_CLONES void some_masked(int64_t n, const float* grad, const float* y, float
 FVAE_CLONES void some_added(int64_t n, int64_t channels, const float* x, float* sums) {
   add_pixels(n, channels, x, sums);
 }
+FVAE_CLONES void some_turned(int64_t rows, int64_t columns, const float* from, float* to) {
+  turn(rows, columns, from, to);
+}
 FVAE_CLONES void some_summed(int64_t n, const float* __restrict from, float* __restrict to) {
   for (int64_t i = 0; i < n; ++i) to[i] += from[i];
 }
@@ -60,13 +63,12 @@ struct Weights {
   Weights(const Sizes& s, const float* weight, bool turn)
       : as_given(s.small, kPhases * s.large), turned(turn ? kPhases * s.large : 0, s.small) {
     torch::stable::parallel_for(0, s.small, 8, [&](int64_t begin, int64_t end) {
-      for (int64_t o = begin; o < end; ++o) {
-        some_split_weights(s, o, weight, as_given);
-        if (!turn) continue;
-        for (int k = 0; k < kPoints; ++k)
-          for (int64_t c = 0; c < turned.rows; ++c)
-            turned.at(k)[c * s.small + o] = as_given.at(k)[o * as_given.columns + c];
-      }
+      for (int64_t o = begin; o < end; ++o) some_split_weights(s, o, weight, as_given);
+    });
+    if (!turn) return;
+    torch::stable::parallel_for(0, kPoints, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k)
+        some_turned(s.small, turned.rows, as_given.at(k), turned.at(k));
     });
   }
 };
