@@ -203,6 +203,15 @@ def _layer_cases(normal: Callable, units: int) -> list[Case]:
             2 * 16 * images.numel(),
         ),
         Case(
+            "conv4x4", "64 x 32 x 32 x 32, fp32",
+            lambda backend: ops.conv4x4(
+                images.permute(0, 2, 3, 1), inner.float(), bias[:1].expand(32), relu=True,
+                backend=backend,
+            ),
+            4 * (images.numel() + 64 * 16 * 16 * 32),
+            2 * 16 * 32 * 64 * 16 * 16 * 32,
+        ),
+        Case(
             "conv4x4", "64 x 32 x 32 x 32, bf16",
             lambda backend: ops.conv4x4(
                 images.permute(0, 2, 3, 1).bfloat16(), inner, bias[:1].expand(32).bfloat16(),

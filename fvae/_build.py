@@ -175,7 +175,10 @@ def main(module: str, sources: str) -> None:
     headers of Python.
     """
     parts = {
-        "_C": ("host.cpp", "pairs.cpp", "adam.cpp", "ends.cpp", "convs.cpp", "winograd.cpp", "words.cpp"),
+        "_C": (
+            *("host.cpp", "pairs.cpp", "adam.cpp", "ends.cpp", "convs.cpp", "winograd.cpp"),
+            "words.cpp",
+        ),
         "_C_cuda": ("device.cu",),
     }
     names = parts[module]

@@ -1,9 +1,9 @@
 """Convolutions with kernels of 4 x 4 and stride 2 on a CPU, by ``ops.conv4x4``.
 
-In bfloat16 where a processor multiplies blocks of matrices at once: nothing has to be written under
-each place of a kernel for that. In float32 where it has wide vectors: tiles of pixels take 9 products
-for 16. In both the ReLU, its gradient and the bias's are made on the way. Other processors and other
-layers are left to :mod:`fvae.models.columns` and to PyTorch.
+In bfloat16 where a processor multiplies blocks of matrices at once: nothing has to be written
+under each place of a kernel for that. In float32 where it has wide vectors: tiles of pixels take 9
+products for 16. In both the ReLU, its gradient and the bias's are made on the way. Other processors
+and other layers are left to :mod:`fvae.models.columns` and to PyTorch.
 """
 
 from typing import Any

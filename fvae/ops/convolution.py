@@ -20,13 +20,15 @@ def conv4x4(
 
     Args:
         x: ``[B, 2 H, 2 W, C]``; of a transposed one ``[B, H, W, O]``. The extension computes in
-            bfloat16, the reference in any dtype.
+            bfloat16 and float32, the reference in any dtype.
         weight: ``[O, 4, 4, C]`` of either kind, of x's dtype: PyTorch's, channels last.
         bias: ``[O]``; of a transposed one ``[C]``.
         relu: whether the output goes through a ReLU.
         transposed: which of the two.
         backend: None picks; otherwise a name in :data:`BACKENDS`. The extension has it of C and O
-            that are multiples of 16, and is fast where :func:`has_matrix_units`.
+            that are multiples of 16; in bfloat16 it is fast where :func:`has_matrix_units`, in
+            float32 where there are vectors of 16 floats. There tiles of 2 x 2 small pixels take 9
+            products for 16 (Winograd 1980), so that what is not finite spreads over its tile.
 
     Returns:
         ``[B, H, W, O]``; of a transposed one ``[B, 2 H, 2 W, C]``. Of x's dtype; sums are made in
