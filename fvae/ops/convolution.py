@@ -52,6 +52,7 @@ def conv4x4(
         )
     if not transposed and (height % 2 or width % 2):
         raise ValueError(f"x: got images of {height} x {width}, expected even sides")
+    x, weight, bias = (t.contiguous() for t in (x, weight, bias))
     return implementation("conv4x4", backend)(x, weight, bias, relu, transposed)
 
 

@@ -112,6 +112,16 @@ def test_opcheck(transposed, dtype):
         opcheck(run.conv4x4_backward.default, args)
 
 
+@each_backend
+@each_dtype
+def test_tensors_may_lie_in_any_order(dtype, backend):
+    x, weight, bias = _layer((2, 3, 2, 16, 16), False, dtype)
+    expected = ops.conv4x4(x, weight, bias, backend=backend)
+    others = (t.mT.contiguous().mT for t in (x, weight))
+    for given in ((*others, bias), (x, weight, bias.repeat_interleave(2)[::2])):
+        assert torch.equal(ops.conv4x4(*given, backend=backend), expected)
+
+
 def _given(**others):
     given = dict(zip(("x", "weight", "bias"), _layer((1, 2, 2, 16, 16), False), strict=True))
     return ops.conv4x4(**(given | others))
