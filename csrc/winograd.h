@@ -11,18 +11,17 @@
 //   y0 = d0 g0 + d1 g1 = m0 + m1        m0 = (d0 - d1) g0
 //   y1 = d1 g0 + d2 g1 = m1 + m2        m1 = d1 (g0 + g1)        m2 = (d2 - d1) g1
 //
-// and in both directions a tile of 2 x 2 pixels takes 9 for 16. For each of the 9 points k the products
-// of all tiles are those of two matrices:
-//
-//   of tiles and channels   large[k] [T, 4C], of the d      small[k] [T, O], of the y
-//   of weights              weights[k] [O, 4C]
+// and down and along a tile of 2 x 2 pixels takes 9 for 16. For each of the 9 points k the products of
+// all T tiles are one of two matrices, large[k] [T, 4C], small[k] [T, O] and weights[k] [O, 4C]:
 //
 //   convolution            small[k] = large[k] weights[k]^T
-//   transposed             large[k] = small[k] weights[k]
+//   transposed one         large[k] = small[k] weights[k]
 //   gradient of weights    weights[k] = small[k]^T large[k]
 //
-// each with what stands above read from right to left where a gradient goes that way. What is no finite
-// number spreads over its tiles.
+// To split is to make such matrices: of a large image by the differences above, of weights by the sums
+// above, and of a small image, of which y is what comes out, by the sums' transpose: m0 = y0,
+// m1 = y0 + y1, m2 = y1. To join is the transpose of each: of a small image the sums above, of a large
+// one the differences', where tiles overlap. What is no finite number spreads over its tiles.
 #pragma once
 
 #include "convs.h"
@@ -101,7 +100,8 @@ FVAE_HD void multiply_all(int64_t rows, int64_t columns, int64_t inner, const fl
 
 // --- images as tiles, and back ---------------------------------------------------------------------
 
-// Row ky of a phase's 3 x 3 numbers is row 2r + a - 1 of the large image, r = 2 i + ky.
+// Images of a layer -> to, a row a tile. Number (r, q) of phase (a, b) is pixel (2r + a - 1, 2q + b - 1);
+// tile (i, j) has those from (2i, 2j) to (2i + 2, 2j + 2).
 template <int lanes>
 FVAE_HD void split_large(const Grid& g, int64_t images, const float* x, const float* zeros,
                          Plane& to) {
@@ -142,6 +142,7 @@ FVAE_HD void pixels_of(const Sizes& s, T* image, int64_t i, int64_t j, T* none, 
     }
 }
 
+// The same of small images; tile (i, j) has the pixels from (2i, 2j) to (2i + 1, 2j + 1).
 template <int lanes>
 FVAE_HD void split_small(const Grid& g, int64_t images, const float* y, const float* zeros,
                          Plane& to) {
@@ -165,6 +166,7 @@ FVAE_HD void split_small(const Grid& g, int64_t images, const float* y, const fl
       }
 }
 
+// A sum as an output: after its ReLU, if there is one.
 template <int lanes>
 FVAE_HD typename Several<lanes>::Vector finished(typename Several<lanes>::Vector x, bool relu) {
   if (!relu) return x;
@@ -172,6 +174,7 @@ FVAE_HD typename Several<lanes>::Vector finished(typename Several<lanes>::Vector
   return x < 0.0f ? typename Several<lanes>::Vector{} : x;
 }
 
+// Small images from their tiles.
 template <int lanes>
 FVAE_HD void join_small(const Grid& g, int64_t images, const Plane& from, const float* bias, bool relu,
                         float* none, float* y) {
@@ -198,9 +201,8 @@ FVAE_HD void join_small(const Grid& g, int64_t images, const Plane& from, const 
       }
 }
 
-// A large image from its tiles: those of tile (i, j) are the numbers 2 i and 2 i + 1 down and 2 j and
-// 2 j + 1 along of each phase, to which the tiles before it add what reaches over. Tile `none` of the
-// matrices is zeros.
+// Large images from their tiles: tile (i, j) makes the numbers (2i, 2j) to (2i + 1, 2j + 1) of each
+// phase, to which the tiles above and before it add what reaches over. Tile `none` is zeros.
 template <int lanes>
 FVAE_HD void join_large(const Grid& g, int64_t images, const Plane& from, int64_t none,
                         const float* bias, bool relu, float* x) {
@@ -229,7 +231,6 @@ FVAE_HD void join_large(const Grid& g, int64_t images, const Plane& from, int64_
             for (int u = 0; u < 3; ++u) {
               const float* const row = here + u * down + at;
               const auto first = Some::at(row);
-              // Of the rows 0 and 1 of points, then of 2, which goes to the second row alone.
               p[0][u] = first, p[1][u] = Some::at(row + next) - first - Some::at(row + 2 * next);
             }
             const auto more = Some::at(bias + c);
