@@ -35,27 +35,21 @@ def _step(vae, x, dtype):
     return [decoded.detach().float(), mu.detach(), *grads]
 
 
-def test_a_step_is_that_of_pytorch_s_layers(calls):
-    ours = _step(*_vae(), torch.bfloat16)
+@pytest.mark.parametrize(
+    ("dtype", "finer", "rounding"),
+    [(torch.bfloat16, torch.float32, 0.02), (torch.float32, torch.float64, 1e-5)],
+    ids=["bf16", "fp32"],
+)
+def test_a_step_is_that_of_pytorch_s_layers(dtype, finer, rounding, calls):
+    ours = _step(*_vae(), dtype)
     assert calls == ["conv4x4"] * 6 + ["conv4x4_backward"] * 6
     with forms.plainly():
-        theirs, exact = _step(*_vae(), torch.bfloat16), _step(*_vae(), torch.float32)
+        theirs, exact = _step(*_vae(), dtype), _step(*_vae(), finer)
     for one, other, want in zip(ours, theirs, exact, strict=True):
         scale = float(want.abs().max())
         error, their_error = (float((t - want).abs().max()) / scale for t in (one, other))
         # Each is as far off as the other, and not alike.
-        assert error < 0.02 + 2 * their_error
-
-
-def test_a_step_in_float32_is_that_of_pytorch_s_layers(calls):
-    ours = _step(*_vae(), torch.float32)
-    assert calls == ["conv4x4"] * 6 + ["conv4x4_backward"] * 6
-    with forms.plainly():
-        theirs, exact = _step(*_vae(), torch.float32), _step(*_vae(), torch.float64)
-    for one, other, want in zip(ours, theirs, exact, strict=True):
-        scale = float(want.abs().max())
-        error, their_error = (float((t - want).abs().max()) / scale for t in (one, other))
-        assert error < 1e-5 + 2 * their_error
+        assert error < rounding + 2 * their_error
 
 
 def test_nobody_s_gradient_is_wanted(calls):
