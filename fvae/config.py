@@ -389,6 +389,6 @@ _KIM2018 = {name: getattr(TrainConfig, name) for name in _LOCATELLO2019}
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": _KIM2018, "kim2018": _KIM2018, "locatello2019": _LOCATELLO2019,
     # Minutes on a CPU rather than hours; what was tried is in bench/LOG.md.
-    "fast": _KIM2018 | {"steps": 12_000, "learning_rate": 1e-3, "output_bias": "mean",
-                        "warmup_steps": 2000, "disc_units": 256, "disc_hidden_layers": 4},
+    "fast": _KIM2018 | {"steps": 12_000, "learning_rate": 1e-3, "warmup_steps": 4000,
+                        "disc_units": 256, "disc_hidden_layers": 4},
 }  # fmt: skip
