@@ -78,7 +78,7 @@ def test_what_the_scales_are():
     of = {run.objective: run for run in cpu.values()}
     assert of["factor-vae"].steps == of["beta-vae"].steps == 12_000
     assert of["infowgan-gp"].steps < 2_000
-    assert of["factor-vae"].output_bias == "mean" == RECIPES["fast"]["output_bias"]
+    assert of["factor-vae"].warmup_steps == RECIPES["fast"]["warmup_steps"] == 4000
     for name, steps, units in (("2d-shapes", 300_000, 128), ("3d-shapes", 500_000, 256)):
         full = StudyConfig(**PRESETS[paper_preset(name, "full")])
         assert (full.steps, full.seeds, full.hidden_units) == (steps, 10, units)
