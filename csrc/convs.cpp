@@ -8,9 +8,8 @@
 namespace fvae::host {
 namespace {
 
-// Images whose gradients are summed apart, at least, and parts of a batch, at most: the same whatever
-// the threads. Cells that are multiplied at once, about.
-constexpr int64_t kImages = 8, kParts = 64, kCells = 256;
+// Cells that are multiplied at once, about.
+constexpr int64_t kCells = 256;
 
 FVAE_CLONES void some_masked(int64_t n, const BFloat16* grad, const BFloat16* y, BFloat16* to) {
   mask_row(n, grad, y, to);
@@ -203,8 +202,7 @@ void check(const Tensor& t, const char* name, std::vector<int64_t> shape) {
 
 int64_t at_once(const Sizes& s) { return std::clamp<int64_t>(kCells / s.cells(), 1, kImages); }
 
-BFloat16* numbers(const Tensor& t) { return numbers_of<BFloat16>(t); }
-float* floats(const Tensor& t) { return numbers_of<float>(t); }
+BFloat16* numbers(const Tensor& t) { return static_cast<BFloat16*>(t.data_ptr()); }
 
 Tensor conv4x4(Tensor x, Tensor weight, Tensor bias, bool relu, bool transposed) {
   if (x.scalar_type() == ScalarType::Float) return winograd(x, weight, bias, relu, transposed);
@@ -261,8 +259,7 @@ Gradients conv4x4_backward(Tensor grad, std::optional<Tensor> y, Tensor x, Tenso
   check(grad, "grad", shape_of(s, transposed));
   if (y) check(*y, "y", shape_of(s, transposed));
   const int64_t some = at_once(s);
-  const int64_t of_a_part = std::max(kImages, (s.images + kParts - 1) / kParts);
-  const int64_t parts = (s.images + of_a_part - 1) / of_a_part;
+  const auto [of_a_part, parts] = Parts(s.images);
   const int64_t size = 16 * s.small * s.large, channels = transposed ? s.large : s.small;
   const int64_t grad_image = transposed ? s.large_image() : s.small_image();
   const int64_t x_image = transposed ? s.small_image() : s.large_image();

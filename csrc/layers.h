@@ -41,10 +41,18 @@ inline std::vector<int64_t> shape_of(const Sizes& s, bool large) {
   return {s.images, s.height, s.width, s.small};
 }
 
-template <class T>
-T* numbers_of(const Tensor& t) {
-  return static_cast<T*>(t.data_ptr());
-}
+inline float* floats(const Tensor& t) { return static_cast<float*>(t.data_ptr()); }
+
+// Images whose gradients are summed apart, at least, and parts of a batch, at most.
+constexpr int64_t kImages = 8, kParts = 64;
+
+// A batch in parts that are summed apart: the same whatever the threads.
+struct Parts {
+  int64_t images, count;  // of a part; of parts
+
+  explicit Parts(int64_t all)
+      : images(std::max(kImages, (all + kParts - 1) / kParts)), count((all + images - 1) / images) {}
+};
 
 // conv4x4 and its gradients in float32, winograd.cpp.
 Tensor winograd(const Tensor& x, const Tensor& weight, const Tensor& bias, bool relu, bool transposed);

@@ -6,9 +6,8 @@
 namespace fvae::host {
 namespace {
 
-// Images whose gradients are summed apart, at least, and parts of a batch, at most: the same whatever
-// the threads. Tiles that are multiplied at once, about.
-constexpr int64_t kImages = 8, kParts = 64, kTiles = 32;
+// Tiles that are multiplied at once, about.
+constexpr int64_t kTiles = 32;
 
 // A function of winograd.h for each width of vectors, and the one that fits the processor.
 #define FVAE_BOTH(name, parameters, arguments)                                        \
@@ -54,8 +53,6 @@ FVAE_CLONES void some_summed(int64_t n, const float* __restrict from, float* __r
   for (int64_t i = 0; i < n; ++i) to[i] += from[i];
 }
 
-float* floats(const Tensor& t) { return numbers_of<float>(t); }
-
 // The weights of the points: [O, 4C], and of a convolution the other way round, too.
 struct Weights {
   Plane as_given, turned;
@@ -76,12 +73,12 @@ struct Weights {
 // Some images of a layer, and what they are as tiles.
 struct Work {
   const Grid g;
-  const int64_t most, rows;  // images at once; their tiles, in whole blocks
-  Plane large, small;        // one row more than there are tiles stays zeros
+  const int64_t rows;  // tiles of as many images as are there at once, in whole blocks
+  Plane large, small;  // one row more than there are tiles stays zeros
   std::vector<float> zeros, none;
 
   Work(const Sizes& s, int64_t most)
-      : g(s), most(most), rows(up_to(most * g.tiles(), kMostLanes)),
+      : g(s), rows(up_to(most * g.tiles(), kMostLanes)),
         large(rows + 1, kPhases * s.large), small(rows, s.small),
         zeros(std::max(s.large, s.small)), none(s.small) {}
 
@@ -150,8 +147,7 @@ Gradients winograd_backward(const Tensor& grad, const std::optional<Tensor>& y, 
   check_layer(grad, "grad", shape_of(s, transposed), ScalarType::Float);
   if (y) check_layer(*y, "y", shape_of(s, transposed), ScalarType::Float);
   const int64_t some = at_once(s), channels = transposed ? s.large : s.small;
-  const int64_t of_a_part = std::max(kImages, (s.images + kParts - 1) / kParts);
-  const int64_t parts = (s.images + of_a_part - 1) / of_a_part;
+  const auto [of_a_part, parts] = Parts(s.images);
   const int64_t of_grad = transposed ? s.large_image() : s.small_image();
   const int64_t of_x = transposed ? s.small_image() : s.large_image();
   Tensor grad_x = torch::stable::new_empty(

@@ -98,6 +98,21 @@ FVAE_HD void multiply_all(int64_t rows, int64_t columns, int64_t inner, const fl
                                      c + m * c_row + n, c_row, add);
 }
 
+// --- tiles ------------------------------------------------------------------------------------------
+
+// Numbers at 0, 2, 6 and 8 of 3 x 3 -> with their sums between.
+template <class Vector>
+FVAE_HD void add_between(Vector* e) {
+  e[3] = e[0] + e[6], e[5] = e[2] + e[8];
+  for (int u = 0; u < 3; ++u) e[3 * u + 1] = e[3 * u] + e[3 * u + 2];
+}
+
+// Its transpose: number (u, v) of 2 x 2 is then m[3 + 2v] + m[6u + 2v].
+template <class Vector>
+FVAE_HD void add_middle(Vector* m) {
+  for (int u = 0; u < 3; ++u) m[3 * u] += m[3 * u + 1], m[3 * u + 2] += m[3 * u + 1];
+}
+
 // --- images as tiles, and back ---------------------------------------------------------------------
 
 // Images of a layer -> to, a row a tile. Number (r, q) of phase (a, b) is pixel (2r + a - 1, 2q + b - 1);
@@ -159,8 +174,7 @@ FVAE_HD void split_small(const Grid& g, int64_t images, const float* y, const fl
           typename Some::Vector e[9];
           e[0] = Some::at(from[0] + o), e[2] = Some::at(from[1] + o);
           e[6] = Some::at(from[2] + o), e[8] = Some::at(from[3] + o);
-          e[3] = e[0] + e[6], e[5] = e[2] + e[8];
-          for (int u = 0; u < 3; ++u) e[3 * u + 1] = e[3 * u] + e[3 * u + 2];
+          add_between(e);
           for (int k = 0; k < 9; ++k) Some::put(at + k * next + o, e[k]);
         }
       }
@@ -190,8 +204,7 @@ FVAE_HD void join_small(const Grid& g, int64_t images, const Plane& from, const 
         for (int64_t o = 0; o < s.small; o += lanes) {
           typename Some::Vector m[9];
           for (int k = 0; k < 9; ++k) m[k] = Some::at(at + k * next + o);
-          for (int u = 0; u < 3; ++u)
-            m[3 * u] += m[3 * u + 1], m[3 * u + 2] += m[3 * u + 1];
+          add_middle(m);
           const auto more = Some::at(bias + o);
           for (int u = 0; u < 2; ++u)
             for (int v = 0; v < 2; ++v)
@@ -263,8 +276,7 @@ FVAE_HD void split_weights(const Sizes& s, int64_t o, const float* weight, Plane
         for (int q = 0; q < 2; ++q)
           e[6 * p + 2 * q] = Some::at(
               weight + ((o * 4 + 2 * p + phase / 2) * 4 + 2 * q + phase % 2) * s.large + c);
-      e[3] = e[0] + e[6], e[5] = e[2] + e[8];
-      for (int u = 0; u < 3; ++u) e[3 * u + 1] = e[3 * u] + e[3 * u + 2];
+      add_between(e);
       for (int k = 0; k < 9; ++k) Some::put(to.at(k) + o * to.columns + phase * s.large + c, e[k]);
     }
 }
@@ -279,8 +291,7 @@ FVAE_HD void join_weights(const Sizes& s, const Plane& from, float* weight) {
         typename Some::Vector m[9];
         for (int k = 0; k < 9; ++k)
           m[k] = Some::at(from.at(k) + o * from.columns + phase * s.large + c);
-        for (int u = 0; u < 3; ++u)
-          m[3 * u] += m[3 * u + 1], m[3 * u + 2] += m[3 * u + 1];
+        add_middle(m);
         for (int p = 0; p < 2; ++p)
           for (int q = 0; q < 2; ++q)
             Some::put(weight + ((o * 4 + 2 * p + phase / 2) * 4 + 2 * q + phase % 2) * s.large + c,

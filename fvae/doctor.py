@@ -7,7 +7,7 @@ import shutil
 import torch
 
 from fvae import data, ops
-from fvae.device import cpu_features, has_fast_bf16
+from fvae.device import device_name, has_fast_bf16
 from fvae.ops.extension import NOT_YET
 from fvae.ops.registry import EXTENSION, extension_error
 
@@ -15,7 +15,7 @@ from fvae.ops.registry import EXTENSION, extension_error
 def diagnose() -> list[tuple[str, str]]:
     """Return (thing, finding) pairs: versions, devices, compilers, the data cache, the ops."""
     cpu = torch.device("cpu")
-    name = cpu_features().get("cpu_name", platform.machine())
+    name = device_name("cpu")
     bf16 = "trains in bf16" if has_fast_bf16(cpu) else "no fast bf16: trains in fp32"
     rows = [
         ("python", platform.python_version()),
