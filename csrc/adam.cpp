@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "arguments.h"
+#include "denormals.h"
 #include "host.h"
 
 // From here on a product and a sum are rounded each.
@@ -194,6 +195,7 @@ void fused_adam(Tensor steps, Tensor settings, std::vector<Tensor> params,
   for (size_t t = 0; t < tensors; ++t) counts[int64_t(t) * steps.stride(0)] += 1;
   // All weights in a row, so that threads share them evenly and small tensors cost no start.
   torch::stable::parallel_for(0, starts.back(), kGrain, [&](int64_t begin, int64_t end) {
+    const NoDenormals none;  // dead units' moments decay to them
     size_t t = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
     for (; begin < end; ++t) {
       const int64_t last = std::min(end, starts[t + 1]);

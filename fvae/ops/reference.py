@@ -194,12 +194,23 @@ def bernoulli_nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     logit = wide(logits)
     x = _pixels(target, logit)
     # In place: the gradient keeps the layout of the logits, and the image is walked once less.
-    grad = torch.sigmoid(logit).sub_(x).mul_(1 / logits.shape[-4])
+    grad = _chance(logit).sub_(x).mul_(1 / logits.shape[-4])
     return _bernoulli(logit, x, target), grad.to(kept(logits.dtype))
 
 
+#: Logits of pixels that are always black fall and fall. Their sigmoid is soon one of the numbers
+#: below 1.2e-38, with which a processor computes a hundred times slower, and so are its products on
+#: the way back: a step takes twice its time. From this logit on, of 1e-30, it is 0.
+_BLACK = -69.0
+
+
+def _chance(logit: Tensor) -> Tensor:
+    """sigmoid(l), a new tensor, and 0 where l is not above :data:`_BLACK`."""
+    return F.threshold(torch.sigmoid(logit.clamp(min=_BLACK)), 1.1e-30, 0.0)
+
+
 def _bernoulli(logit: Tensor, x: Tensor, target: Tensor) -> Tensor:
-    nll = (F.softplus(logit) - logit * x).sum((-3, -2, -1)).mean(-1)
+    nll = (F.softplus(logit.clamp(min=_BLACK)) - logit * x).sum((-3, -2, -1)).mean(-1)
     if target.is_floating_point():
         values = x.detach()
         if x.dim() == 4:
@@ -237,7 +248,7 @@ def pixel_nll_gradient(op: str, out: Tensor, target: Tensor) -> Tensor:
     """Its gradient in ``out``, itself differentiable; in the dtype of the sums."""
     y = wide(out)
     x = _pixels(target, y)
-    return ((torch.sigmoid(y) if op == "bernoulli_nll" else y) - x) * (1 / out.shape[-4])
+    return ((_chance(y) if op == "bernoulli_nll" else y) - x) * (1 / out.shape[-4])
 
 
 def metric_votes(

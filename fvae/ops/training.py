@@ -283,9 +283,10 @@ def bernoulli_nll(logits: Tensor, target: Tensor, backend: str | None = None) ->
 
     Returns:
         nll, ``[]`` or ``[M]``, float32, in nats an image. The gradient is made in the forward
-        pass. NaN where a floating-point target is outside 0..1 and that
-        cannot be raised: on a GPU, which is not waited for, and where ``torch.compile`` or a
-        transform of ``torch.func`` traces the call.
+        pass; a black pixel's is 0 from a logit of -69 down, instead of less than 1e-30, with
+        whose products a processor is slow. NaN where a floating-point target is outside 0..1
+        and that cannot be raised: on a GPU, which is not waited for, and where
+        ``torch.compile`` or a transform of ``torch.func`` traces the call.
 
     Raises:
         TypeError: logits are not floating point, or target has another dtype.

@@ -90,6 +90,22 @@ def test_logits_that_are_not_a_number_are_nobodys_fault():
     assert ops.bernoulli_nll(torch.full((1, 1, 2, 2), torch.nan), torch.rand(1, 1, 2, 2)).isnan()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_black_pixels_leave_no_gradient_too_small_to_compute_with(dtype):
+    # Below 1.2e-38 a processor takes a hundred times as long, and products of it are smaller yet.
+    logits = torch.linspace(-200, 0, 4096).view(2, 1, 32, 64).to(dtype).requires_grad_()
+    target = torch.zeros_like(logits)
+    nll = ops.bernoulli_nll(logits, target)
+    (grad,) = torch.autograd.grad(nll, logits)
+    assert ((grad == 0) == (logits <= -69)).all() and (grad[grad != 0] > 1e-31).all()
+    assert_close(grad.float(), logits.detach().float().sigmoid() / 2, dtype)
+    want = F.softplus(logits.detach().double()).sum() / 2
+    torch.testing.assert_close(nll.double(), want, rtol=1e-5, atol=0)
+    # A white pixel is not free there.
+    nll = ops.bernoulli_nll(logits, torch.ones_like(logits))
+    assert nll.item() == pytest.approx(-logits.double().sum().item() / 2 + want.item(), rel=1e-5)
+
+
 def test_bad_input():
     logits = torch.randn(3, 1, 8, 8)
     with pytest.raises(ValueError, match=r"target: got shape \[3, 1, 8, 7\]"):
