@@ -177,7 +177,7 @@ def main(module: str, sources: str) -> None:
     parts = {
         "_C": (
             *("host.cpp", "pairs.cpp", "adam.cpp", "ends.cpp", "convs.cpp", "winograd.cpp"),
-            "words.cpp",
+            *("pixels.cpp", "words.cpp"),
         ),
         "_C_cuda": ("device.cu",),
     }

@@ -110,7 +110,10 @@ CPU_LAYERS = (
 WORDS = "philox_words"
 #: Device type -> registered ops that the extension has for it.
 EXTENSION = {
-    "cpu": (*METRICS, *CPU_LAYERS, WORDS, "pairwise_tc", "pairwise_tc_backward", "fused_adam"),
+    "cpu": (
+        *(*METRICS, *CPU_LAYERS, WORDS, "bernoulli_nll", "gaussian_nll", "pairwise_tc"),
+        *("pairwise_tc_backward", "fused_adam"),
+    ),
     "cuda": tuple(name for name in METRICS if name not in CPU_ONLY),
 }
 
