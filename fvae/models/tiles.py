@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fvae import ops
 from fvae.device import autocast_dtype
 from fvae.models.convolution import (
     Convolution,
@@ -23,30 +22,20 @@ from fvae.models.convolution import (
 )
 from fvae.models.forms import again
 from fvae.ops.autograd import savable
+from fvae.ops.convolution import conv4x4_pays
 
 _FVAE: Any = torch.ops.fvae
-#: What the channels on both sides are multiples of.
-CHANNELS = 16
 
 
 def fits(x: Tensor, weight: Tensor, form: Convolution, slope: float) -> bool:
     """Whether a layer is ours: of even sides, with a ReLU or nothing after it, and fast here."""
     if not (halves_or_doubles(x, weight, form) and x.dtype == weight.dtype):
         return False
-    if slope not in (0, 1) or weight.shape[0] % CHANNELS or weight.shape[1] % CHANNELS:
+    if slope not in (0, 1) or not conv4x4_pays(x.dtype, *weight.shape[:2]):
         return False
     if form.output_padding is None and (x.shape[2] % 2 or x.shape[3] % 2):
         return False
-    if autocast_dtype("cpu") not in (None, x.dtype) or "cpp" not in ops.BACKENDS:
-        return False
-    if x.dtype == torch.float32:
-        return has_wide_vectors()
-    return x.dtype == torch.bfloat16 and ops.has_matrix_units()
-
-
-def has_wide_vectors() -> bool:
-    """Whether this processor has vectors of 16 floats (AVX-512)."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return autocast_dtype("cpu") in (None, x.dtype)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, form: Convolution, slope: float) -> Tensor:

@@ -9,6 +9,11 @@ from torch import Tensor
 from fvae.ops.checks import check_float
 from fvae.ops.registry import BACKENDS, implementation
 
+_compiling = torch.compiler.is_compiling
+
+#: What the channels on both sides are multiples of.
+_CHANNELS = 16
+
 
 def conv4x4(
     x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False, transposed: bool = False,
@@ -25,10 +30,11 @@ def conv4x4(
         bias: ``[O]``; of a transposed one ``[C]``.
         relu: whether the output goes through a ReLU.
         transposed: which of the two.
-        backend: None picks; otherwise a name in :data:`BACKENDS`. The extension has it of C and O
-            that are multiples of 16; in bfloat16 it is fast where :func:`has_matrix_units`, in
-            float32 where there are vectors of 16 floats. There tiles of 2 x 2 small pixels take 9
-            products for 16 (Winograd 1980), so that what is not finite spreads over its tile.
+        backend: None picks the faster; otherwise a name in :data:`BACKENDS`. The extension has it
+            of C and O that are multiples of 16; in bfloat16 it is fast where
+            :func:`has_matrix_units`, in float32 where there are vectors of 16 floats. There tiles
+            of 2 x 2 small pixels take 9 products for 16 (Winograd 1980), so that what is not
+            finite spreads over its tile.
 
     Returns:
         ``[B, H, W, O]``; of a transposed one ``[B, 2 H, 2 W, C]``. Of x's dtype; sums are made in
@@ -53,7 +59,23 @@ def conv4x4(
     if not transposed and (height % 2 or width % 2):
         raise ValueError(f"x: got images of {height} x {width}, expected even sides")
     x, weight, bias = (t.contiguous() for t in (x, weight, bias))
+    if backend is None and "cpp" in BACKENDS and x.device.type == "cpu" and not _compiling():
+        backend = None if conv4x4_pays(x.dtype, channels, *out) else "reference"
     return implementation("conv4x4", backend)(x, weight, bias, relu, transposed)
+
+
+def conv4x4_pays(dtype: torch.dtype, *channels: int) -> bool:
+    """Whether the extension has :func:`conv4x4` of such numbers and channels, and fast here."""
+    if "cpp" not in BACKENDS or any(c % _CHANNELS or not c for c in channels):
+        return False
+    if dtype == torch.float32:
+        return has_wide_vectors()
+    return dtype == torch.bfloat16 and has_matrix_units()
+
+
+def has_wide_vectors() -> bool:
+    """Whether this processor has vectors of 16 floats (AVX-512)."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def has_matrix_units() -> bool:

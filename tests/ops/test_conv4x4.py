@@ -7,6 +7,7 @@ from shared import needs_extension, threads
 from torch.library import opcheck
 
 from fvae import ops
+from fvae.ops import convolution
 
 BACKENDS = ["reference", pytest.param("cpp", marks=needs_extension)]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -144,7 +145,16 @@ def test_bad_input_is_named(wrong, error, said):
 
 
 @needs_extension
-def test_other_channels_and_dtypes_are_the_reference_s():
+def test_other_channels_and_dtypes_are_the_reference_s(monkeypatch):
+    layers = [((1, 2, 2, 8, 16), torch.float32), ((1, 2, 2, 16, 16), torch.float64)]
+    layers += [((1, 2, 2, 16, 16), torch.float16)]
+    # And of any layer where the processor is not fast with ours.
+    for name in ("has_matrix_units", "has_wide_vectors"):
+        monkeypatch.setattr(convolution, name, lambda: False)
+    layers += [((1, 2, 2, 16, 16), dtype) for dtype in (torch.float32, torch.bfloat16)]
+    for sizes, dtype in layers:
+        given = _layer(sizes, False, dtype)
+        assert torch.equal(ops.conv4x4(*given), ops.conv4x4(*given, backend="reference"))
     x, weight, bias = _layer((1, 2, 2, 8, 16), False)
     with pytest.raises(RuntimeError, match="8 and 16 channels, expected multiples of 16"):
         ops.conv4x4(x, weight, bias, backend="cpp")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from shared import calls_of, needs_extension
 
-from fvae import ops
 from fvae.models import forms, tiles
 from fvae.models.convolution import Convolution
 from fvae.models.vae import VAE, channels_last
+from fvae.ops import convolution
 
 pytestmark = needs_extension
 
@@ -15,8 +15,8 @@ pytestmark = needs_extension
 @pytest.fixture(autouse=True)
 def calls(monkeypatch):
     """Calls of our ops, on any processor: slower ones have them in loops."""
-    monkeypatch.setattr(ops, "has_matrix_units", lambda: True)
-    monkeypatch.setattr(tiles, "has_wide_vectors", lambda: True)
+    monkeypatch.setattr(convolution, "has_matrix_units", lambda: True)
+    monkeypatch.setattr(convolution, "has_wide_vectors", lambda: True)
     return calls_of(("conv4x4", "conv4x4_backward"), tiles._FVAE, monkeypatch)
 
 
@@ -112,8 +112,8 @@ def test_other_layers_are_left_alone():
 
 
 def test_on_a_processor_that_is_not_fast_with_them_nothing_is(monkeypatch, calls):
-    monkeypatch.setattr(ops, "has_matrix_units", lambda: False)
+    monkeypatch.setattr(convolution, "has_matrix_units", lambda: False)
     _step(*_vae(), torch.bfloat16)
-    monkeypatch.setattr(tiles, "has_wide_vectors", lambda: False)
+    monkeypatch.setattr(convolution, "has_wide_vectors", lambda: False)
     _step(*_vae(), torch.float32)
     assert calls == []
