@@ -224,22 +224,23 @@ def _machine(record: dict) -> str:
     return device["name"] + (f", {threads} thread{'s' * (threads > 1)}" if threads else "")
 
 
-def figures(step: dict, votes: dict, evaluate: dict, stacked: dict) -> list[str]:
+def figures(amx: dict, step: dict, votes: dict, evaluate: dict, stacked: dict) -> list[str]:
     """The main page's table."""
-    ratios, counted = step["numbers"], votes["numbers"]
-    machines = dict.fromkeys(map(_machine, (step, votes, evaluate, stacked)))
-    sizes = (_over_alone(stacked, f"{size}_bf16") for size in ("default", "small"))
+    ratios = amx["numbers"]["ratio_bf16"], step["numbers"]["ratio_fp32"]
+    counted = votes["numbers"]
+    machines = dict.fromkeys(map(_machine, (amx, step, votes, evaluate, stacked)))
+    p = "bf16" if "default_bf16" in stacked["numbers"] else "fp32"
+    sizes = (_over_alone(stacked, f"{size}_{p}") for size in ("default", "small"))
     return rows(
         ("beside", f"its time over ours ({'; '.join(machines)})", "command"),
-        ("the textbook step in bf16; in fp32",
-         "; ".join(spread(ratios[f"ratio_{p}"]) for p in ("bf16", "fp32")),
+        ("the textbook step in bf16, with AMX; in fp32", "; ".join(map(spread, ratios)),
          "`python -m bench.step`"),
         ("votes of the FactorVAE metric in NumPy, one by one; in vectorised PyTorch",
          "; ".join(spread(counted[f"ratio_{side}"], 0) for side in ("numpy", "torch")),
          "`python -m bench.votes`"),
         ("scoring that encodes each sample afresh", evaluate["numbers"]["ratio"],
          "`python -m bench.evaluate`"),
-        ("8 models one after another, bf16; 8 small ones", "; ".join(sizes),
+        (f"8 models one after another, {p}; 8 small ones", "; ".join(sizes),
          "`python -m bench.stacked`"),
     )  # fmt: skip
 

@@ -28,7 +28,10 @@ RECORDS = {
     for name in ("launches", "step", "votes", "adam", "evaluate", "stacked", "trees")
 } | {"roofline-cpu": "bench.roofline"}
 #: Records that :data:`RECORDS` has not, with what mends them.
-BY_HAND = {"peers": "bench/peers/README.md"}
+BY_HAND = {
+    "peers": "bench/peers/README.md",
+    "step-amx": "bench/README.md, on a processor with AMX",
+}
 
 _BEGIN, _END = re.compile(r"<!-- table: ([\w-]+) -->"), "<!-- end -->"
 
@@ -51,8 +54,11 @@ class Table:
 _BENCH = "bench/README.md"
 TABLES = {
     "time": Table("README.md", ("stacked",), rows.time),
-    "figures": Table("README.md", ("step", "votes", "evaluate", "stacked"), rows.figures),
+    "figures": Table(
+        "README.md", ("step-amx", "step", "votes", "evaluate", "stacked"), rows.figures
+    ),
     "step": Table(_BENCH, ("step",), rows.step),
+    "step-amx": Table(_BENCH, ("step-amx",), rows.step),
     "launches": Table(_BENCH, ("launches",), rows.launches),
     "votes": Table(_BENCH, ("votes",), rows.votes),
     "adam": Table(_BENCH, ("adam",), rows.adam),

@@ -25,7 +25,7 @@ def made_with(device: str) -> dict[str, str]:
 def commit(folder: Path = Path(__file__).parent) -> str:
     """Return the commit of this code, marked if it was changed since; "unknown" without git.
 
-    Records of benchmarks are no code: one that was just written does not mark the next.
+    Records of benchmarks and pages are no code: those that were just written do not mark the next.
 
     Args:
         folder: where the code is.
@@ -35,7 +35,7 @@ def commit(folder: Path = Path(__file__).parent) -> str:
     # Installed below somebody else's checkout it would be theirs.
     if not found or not _git("ls-files", Path(__file__).name, folder=folder):
         return "unknown"
-    code = (":/", ":(top,exclude)bench/results")
+    code = (":/", ":(top,exclude)bench/results", ":(top,exclude,glob)**/*.md")
     changed = _git("status", "--porcelain", "--untracked-files=no", *code, folder=folder)
     return found + ("-dirty" if changed else "")
 
