@@ -75,7 +75,8 @@ sanitize: setup
 	  tests/csrc tests/ops/test_metric_votes.py tests/ops/test_pair_features.py \
 	  tests/ops/test_grouped_variance.py tests/ops/test_row_index.py \
 	  tests/ops/test_pairwise_tc.py tests/ops/test_boosted_trees.py tests/ops/test_fused_adam.py \
-	  tests/ops/test_ends.py tests/ops/test_conv4x4.py
+	  tests/ops/test_ends.py tests/ops/test_conv4x4.py tests/ops/test_pixel_nll.py \
+	  tests/ops/test_bernoulli_nll.py tests/ops/test_gaussian_nll.py
 
 # The wheel is made from the source distribution, since what setuptools left in build/ may be of
 # another day. PyTorch's libraries are those of the PyTorch that is there: none goes into the wheel.
