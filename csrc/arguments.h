@@ -18,6 +18,11 @@ namespace fvae {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+inline bool is_floating(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::Double ||
+         dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+}
+
 // Low byte of the counter's second word, as fvae.philox.Stream has them.
 constexpr uint32_t kVotes = 3, kPairs = 4;
 

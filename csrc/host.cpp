@@ -21,9 +21,7 @@ struct Data {
         models(in.models),
         rows(in.rows),
         dims(in.dims) {
-    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double ||
-                        dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
-                    "codes: expected float32, bfloat16, float16 or float64");
+    STD_TORCH_CHECK(is_floating(dtype), "codes: expected float32, bfloat16, float16 or float64");
   }
 
   template <class Call>

@@ -29,9 +29,7 @@ struct Batch {
     models = z.dim() == 3 ? z.size(0) : 1;
     rows = z.size(z.dim() - 2), dims = z.size(z.dim() - 1);
     STD_TORCH_CHECK(rows >= 1 && dims >= 1, "z: is empty");
-    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double ||
-                        dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
-                    "z: expected float32, bfloat16, float16 or float64");
+    STD_TORCH_CHECK(is_floating(dtype), "z: expected float32, bfloat16, float16 or float64");
   }
 
   std::vector<int64_t> shape(bool each_dimension) const {

@@ -3,13 +3,11 @@
 #include <type_traits>
 
 #include "arguments.h"
-#include "host.h"
 #include "pixels.h"
+#include "vectors.h"
 
 namespace fvae::host {
 namespace {
-
-constexpr int kLanes = Wide<float>::lanes;  // no vector has more
 
 // One binary for every processor needs functions of one type each: a clone is of no template.
 #define FVAE_PIXELS(F)                                                                          \
@@ -30,10 +28,12 @@ FVAE_PIXELS(double)
   FVAE_CLONES void some_widened(int64_t n, const T* from, F* to) {                              \
     for (int64_t i = 0; i < n; ++i) to[i] = wide(from[i]);                                      \
   }
-FVAE_WIDENED(float, float)
-FVAE_WIDENED(BFloat16, float)
-FVAE_WIDENED(Half, float)
-FVAE_WIDENED(double, double)
+#define FVAE_WIDENED_FROM(T) FVAE_WIDENED(T, float) FVAE_WIDENED(T, double)
+FVAE_WIDENED_FROM(float)
+FVAE_WIDENED_FROM(BFloat16)
+FVAE_WIDENED_FROM(Half)
+FVAE_WIDENED_FROM(double)
+#undef FVAE_WIDENED_FROM
 #undef FVAE_WIDENED
 #define FVAE_ROUNDED(F, T)                                                                      \
   FVAE_CLONES void some_rounded(int64_t n, const F* from, T* to) {                              \
@@ -118,9 +118,7 @@ struct Target {
     const int64_t expected = like.models * like.images * (form == kBits ? bytes : size);
     STD_TORCH_CHECK(given.is_cpu() && numbers.numel() == expected && (same || form == kBits),
                     "target: expected the shape of the pixels, or bytes of their bits, on the CPU");
-    STD_TORCH_CHECK(form != kNumbers || dtype == ScalarType::Float || dtype == ScalarType::Double ||
-                        dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
-                    "target: expected floating point, bool or uint8");
+    STD_TORCH_CHECK(form != kNumbers || is_floating(dtype), "target: expected floating point, bool or uint8");
   }
 
   // Pixels of an image, up to the end of a whole byte of bits.
@@ -130,7 +128,7 @@ struct Target {
     if (form == kBits)
       some_unpacked(bytes, from + image * bytes, to);
     else if (form == kNumbers)
-      with_floats(numbers, [&](const auto* data) { convert(data + image * size, to); });
+      with_floats(numbers, [&](const auto* data) { some_widened(size, data + image * size, to); });
     else
       for (int64_t i = 0; i < size; ++i)
         to[i] = form == kBools ? F(from[image * size + i] != 0)
@@ -149,24 +147,12 @@ struct Target {
     else
       call(static_cast<double*>(data));
   }
-
- private:
-  void convert(const double* from, float* to) const {
-    for (int64_t i = 0; i < size; ++i) to[i] = float(from[i]);
-  }
-  template <class T, class F>
-  void convert(const T* from, F* to) const {
-    if constexpr (std::is_same_v<F, float>)
-      some_widened(size, from, to);
-    else
-      for (int64_t i = 0; i < size; ++i) to[i] = F(wide(from[i]));
-  }
 };
 
 // F: what is computed in; T: what the gradient is kept in.
 template <class Loss, class F, class From, class T>
 void losses(const Images& out, const Target& target, const From* from, T* gradient, F* nll) {
-  const int64_t images = out.models * out.images, room = (out.size + 7) / 8 * 8 + kLanes;
+  const int64_t images = out.models * out.images, room = up_to(out.size, 8) + Wide<F>::lanes;
   const F scale = F(1) / F(out.images);
   const bool in_order = out.in_order();
   const bool checked = std::is_same_v<Loss, Bernoulli> && target.form == Target::kNumbers;
@@ -192,9 +178,7 @@ void losses(const Images& out, const Target& target, const From* from, T* gradie
 template <class Loss>
 std::tuple<Tensor, Tensor> pixel_loss(Tensor given, Tensor wanted) {
   const ScalarType dtype = given.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double ||
-                      dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
-                  "expected float32, bfloat16, float16 or float64");
+  STD_TORCH_CHECK(is_floating(dtype), "expected float32, bfloat16, float16 or float64");
   const Images out(given);
   const Target target(wanted, out);
   const ScalarType sums = dtype == ScalarType::Double ? dtype : ScalarType::Float;
@@ -210,10 +194,9 @@ std::tuple<Tensor, Tensor> pixel_loss(Tensor given, Tensor wanted) {
     Target::with_floats(gradient, [&](auto* to) {
       using From = std::remove_pointer_t<decltype(from)>;
       using To = std::remove_pointer_t<decltype(to)>;
-      constexpr bool wide_one = std::is_same_v<From, double>;
       if constexpr (std::is_same_v<From, Half> ? std::is_same_v<To, float>
                                                : std::is_same_v<From, To>) {
-        using F = std::conditional_t<wide_one, double, float>;
+        using F = std::conditional_t<std::is_same_v<From, double>, double, float>;
         losses<Loss, F>(out, target, from, to, static_cast<F*>(nll.data_ptr()));
       }
     });

@@ -9,8 +9,6 @@ from torch import Tensor
 from fvae.ops.checks import check_float
 from fvae.ops.registry import BACKENDS, implementation
 
-_compiling = torch.compiler.is_compiling
-
 #: What the channels on both sides are multiples of.
 _CHANNELS = 16
 
@@ -59,8 +57,10 @@ def conv4x4(
     if not transposed and (height % 2 or width % 2):
         raise ValueError(f"x: got images of {height} x {width}, expected even sides")
     x, weight, bias = (t.contiguous() for t in (x, weight, bias))
-    if backend is None and "cpp" in BACKENDS and x.device.type == "cpu" and not _compiling():
-        backend = None if conv4x4_pays(x.dtype, channels, *out) else "reference"
+    # Until the extension is there its first use builds it, and what is compiled has it.
+    picks = backend is None and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    if picks and "cpp" in BACKENDS and not conv4x4_pays(x.dtype, channels, *out):
+        backend = "reference"
     return implementation("conv4x4", backend)(x, weight, bias, relu, transposed)
 
 

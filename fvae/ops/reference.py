@@ -206,7 +206,7 @@ _BLACK = -69.0
 
 def _chance(logit: Tensor) -> Tensor:
     """sigmoid(l), a new tensor, and 0 where l is not above :data:`_BLACK`."""
-    return F.threshold(torch.sigmoid(logit.clamp(min=_BLACK)), 1.1e-30, 0.0)
+    return torch.sigmoid(logit).masked_fill(logit <= _BLACK, 0.0)
 
 
 def _bernoulli(logit: Tensor, x: Tensor, target: Tensor) -> Tensor:

@@ -111,11 +111,11 @@ WORDS = "philox_words"
 #: Device type -> registered ops that the extension has for it.
 EXTENSION = {
     "cpu": (
-        *(*METRICS, *CPU_LAYERS, WORDS, "bernoulli_nll", "gaussian_nll", "pairwise_tc"),
-        *("pairwise_tc_backward", "fused_adam"),
+        *METRICS, *CPU_LAYERS, WORDS, "bernoulli_nll", "gaussian_nll", "pairwise_tc",
+        "pairwise_tc_backward", "fused_adam",
     ),
     "cuda": tuple(name for name in METRICS if name not in CPU_ONLY),
-}
+}  # fmt: skip
 
 
 def _triton(name: str) -> Callable[..., Any]:
