@@ -4,18 +4,56 @@
     python -m bench.paper start runs/paper-2d-shapes-cpu    # back from there
 
 ``keep`` may be called while the study goes on, and again: it adds what has finished since, and
-draws the study's page as it is by then. After ``start``, in a folder that is new or on another
-machine, ``fvae paper --scale cpu`` trains the runs that are missing. ``--at`` names another place.
+draws the study's page as it is by then; ``record.json`` has the numbers of the pages' tables. After
+``start``, in a folder that is new or on another machine, ``fvae paper --scale cpu`` trains the runs
+that are missing. ``--at`` names another place.
 """
 
 import argparse
+import csv
 import sys
 from pathlib import Path
 
+from bench import figures
+from bench.record import RESULTS, head
 from fvae.errors import UserError
+from fvae.study import study as studies
+from fvae.study.intervals import of_results
 from fvae.study.kept import carry
+from fvae.study.page import RESULTS_NAME
 
-KEPT = Path(__file__).parent / "results" / "paper-cpu"
+KEPT = RESULTS / "paper-cpu"
+RECORD = "record.json"
+
+
+def record_of(study: Path) -> dict:
+    """Return a study's scores as a record (:mod:`bench.figures`), of what made the study.
+
+    ``numbers`` has ``steps`` and ``protocol``, how many ``runs`` there are to be, the finished ones
+    by ``settings``, and how these compare by FactorVAE score.
+    """
+    kept = studies.read(study)
+    made = kept.get("made", [])
+    with (study / RESULTS_NAME).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    settings: dict[str, dict] = {}
+    for row in rows:
+        if row["status"] == "done" and row["factor_vae"]:
+            about = {"objective": row["objective"], "steps": int(row["steps"])}
+            one = settings.setdefault(row["setting"], about | {"scores": [], "recon": []})
+            one["scores"].append(float(row["factor_vae"]))
+            one["recon"] += [float(row["recon"])] if row["recon"] else []
+    numbers = {
+        "steps": kept["settings"]["steps"], "protocol": kept["settings"]["protocol"],
+        "runs": len(rows), "settings": settings,
+        "compared": of_results(study / RESULTS_NAME).get("factor_vae", []),
+    }  # fmt: skip
+    record = head("cpu") | {"numbers": numbers}
+    if made:
+        record["commit"] = ", ".join(one["commit"] for one in made)
+        record["device"] = {"kind": "cpu", "name": ", ".join({one["device"]: 0 for one in made})}
+        record["versions"] = made[-1]
+    return record
 
 
 def main() -> None:
@@ -33,6 +71,8 @@ def main() -> None:
     except UserError as error:
         print(f"bench.paper: error: {error}", file=sys.stderr)
         sys.exit(2)
+    if asked.what == "keep":
+        figures.write(ends[1] / RECORD, record_of(ends[1]))
     for name in copied:
         print(name)
     print(f"{len(copied)} runs to {ends[1]}", file=sys.stderr)

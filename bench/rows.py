@@ -5,6 +5,7 @@ returns lines; a record that lacks a number raises KeyError or the like.
 """
 
 from collections.abc import Sequence
+from statistics import mean, stdev
 
 from bench.figures import middle
 
@@ -198,6 +199,67 @@ def peers(record: dict) -> list[str]:
         for row in record["numbers"]["rows"]
     ]  # fmt: skip
     return rows(("", "peer", "theirs", "ours", "unit", "theirs over ours"), *body)
+
+
+def time_to_score(record: dict) -> list[str]:
+    """Scores of each number of steps, one a seed."""
+    found = record["numbers"]
+    return rows(
+        ("steps", "minutes a model", "mean FactorVAE score", "standard deviation", "above 0.62",
+         "seeds"),
+        *(
+            (
+                f"{one['steps']:,}", f"{one['minutes']:.1f}", f"{one['mean']:.3f}",
+                _or_dash(one["sd"], 3), f"{one['above_0.62']} of {found['seeds']}",
+                " ".join(f"{score:.2f}" for score in one["score"]),
+            )
+            for one in found["budgets"]
+        ),
+    )  # fmt: skip
+
+
+def paper(record: dict) -> list[str]:
+    """Each setting of the paper's comparison, the best first."""
+    found = record["numbers"]
+    return rows(
+        ("setting", "steps", "seeds", "FactorVAE score", "reconstruction, nats", "beside the best"),
+        *(
+            (
+                f"`{each['setting']}`", f"{one['steps']:,}", len(one["scores"]),
+                _mean(one["scores"], 3), _mean(one["recon"], 1), each["verdict"],
+            )
+            for each in found["compared"]
+            for one in [found["settings"][each["setting"]]]
+        ),
+    )  # fmt: skip
+
+
+def claim(record: dict) -> list[str]:
+    """Each objective at its setting of greatest mean score; a paragraph."""
+    found, said = record["numbers"], {}
+    for each in found["compared"]:  # the best first
+        one = found["settings"][each["setting"]]
+        at = f" at {_mean(one['recon'], 0)} nats of reconstruction error" if one["recon"] else ""
+        said.setdefault(one["objective"], f"`{each['setting']}` {_mean(one['scores'])}{at}")
+    done = sum(len(one["scores"]) for one in found["settings"].values())
+    return [
+        f"FactorVAE score ({found['protocol']}) of each objective at its best weight, mean ±"
+        f" standard deviation over seeds: {'; '.join(said.values())}.",
+        f"{done} of {found['runs']} runs of {found['steps']:,} steps; the paper's have {STEPS:,}"
+        " (`fvae paper --scale full`).",
+    ]
+
+
+def _mean(values: Sequence[float], digits: int = 2) -> str:
+    """Return the mean and, of more than one, the standard deviation; "-" of none."""
+    if not values:
+        return "-"
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
+
+
+def _or_dash(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def time(record: dict) -> list[str]:

@@ -31,6 +31,8 @@ RECORDS = {
 BY_HAND = {
     "peers": "bench/peers/README.md",
     "step-amx": "bench/README.md, on a processor with AMX",
+    "time-to-score/fast": "python -m bench.time_to_score --help",
+    "paper-cpu/record": "python -m bench.paper --help",
 }
 
 _BEGIN, _END = re.compile(r"<!-- table: ([\w-]+) -->"), "<!-- end -->"
@@ -69,9 +71,12 @@ TABLES = {
     "stages": Table(_BENCH, ("roofline-cpu",), rows.stages),
     "ops": Table(_BENCH, ("roofline-cpu",), rows.ops),
     "peers": Table(_BENCH, ("peers",), rows.peers),
+    "time-to-score": Table(_BENCH, ("time-to-score/fast",), rows.time_to_score),
+    "claim": Table("README.md", ("paper-cpu/record",), rows.claim),
+    "paper": Table(_BENCH, ("paper-cpu/record",), rows.paper),
 }
 #: Tables whose lines say themselves where they were measured.
-_SAYS_SO = ("time", "figures")
+_SAYS_SO = ("time", "figures", "claim")
 
 
 class Wrong(ValueError):

@@ -9,6 +9,8 @@ import pytest
 from small import command, refused, write_npz
 
 from bench import paper as bench_paper
+from bench import rows
+from bench.figures import read
 from fvae import report
 from fvae.config import RECIPES, StudyConfig
 from fvae.errors import UserError
@@ -174,6 +176,15 @@ def test_a_study_goes_on_from_what_is_kept(made, words, tmp_path, monkeypatch, c
 
     assert len(call("keep", partial)) == 7
     assert call("keep", partial) == []
+    record = read(kept / bench_paper.RECORD)
+    found = record["numbers"]
+    assert (found["runs"], found["steps"], found["protocol"]) == (8, 4, "kim2018")
+    assert sum(len(one["scores"]) for one in found["settings"].values()) == 7
+    assert {one["setting"] for one in found["compared"]} == found["settings"].keys()
+    assert len(rows.paper(record)) == 2 + len(found["settings"])
+    said, done = rows.claim(record)
+    assert all(name in said for name in ("factor-vae", "beta-vae"))
+    assert done.startswith("7 of 8 runs of 4 steps")
     assert {path.suffix for path in kept.rglob("*.*")} == {".json", ".jsonl", ".csv", ".png"}
     assert all(path.stat().st_size < 200_000 for path in kept.rglob("*.*"))
     for name in ("results.csv", "figures/trade-off.png"):
