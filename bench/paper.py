@@ -11,6 +11,7 @@ that are missing. ``--at`` names another place.
 
 import argparse
 import csv
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from bench import figures
 from bench.record import RESULTS, head
 from fvae.errors import UserError
 from fvae.study import study as studies
-from fvae.study.intervals import of_results
+from fvae.study.figures import by_setting
+from fvae.study.intervals import compare
 from fvae.study.kept import carry
 from fvae.study.page import RESULTS_NAME
+from fvae.study.paper_figures import SCORE
 
 KEPT = RESULTS / "paper-cpu"
 RECORD = "record.json"
@@ -36,17 +39,19 @@ def record_of(study: Path) -> dict:
     made = kept.get("made", [])
     with (study / RESULTS_NAME).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    settings: dict[str, dict] = {}
-    for row in rows:
-        if row["status"] == "done" and row["factor_vae"]:
-            about = {"objective": row["objective"], "steps": int(row["steps"])}
-            one = settings.setdefault(row["setting"], about | {"scores": [], "recon": []})
-            one["scores"].append(float(row["factor_vae"]))
-            one["recon"] += [float(row["recon"])] if row["recon"] else []
+    scored = [row for row in rows if row["status"] == "done" and row[SCORE]]
+    settings = {
+        name: {
+            "objective": some[0]["objective"], "steps": int(some[0]["steps"]),
+            "scores": [float(row[SCORE]) for row in some],
+            "recon": [float(row["recon"]) for row in some if row["recon"]],
+        }
+        for name, some in by_setting(scored).items()
+    }  # fmt: skip
     numbers = {
         "steps": kept["settings"]["steps"], "protocol": kept["settings"]["protocol"],
         "runs": len(rows), "settings": settings,
-        "compared": of_results(study / RESULTS_NAME).get("factor_vae", []),
+        "compared": [dataclasses.asdict(one) for one in compare(scored, SCORE)],
     }  # fmt: skip
     record = head("cpu") | {"numbers": numbers}
     if made:
