@@ -235,18 +235,21 @@ def paper(record: dict) -> list[str]:
 
 
 def claim(record: dict) -> list[str]:
-    """Each objective at its setting of greatest mean score; a paragraph."""
+    """Each objective at its setting of greatest mean score, beside the best; a paragraph."""
     found, said = record["numbers"], {}
     for each in found["compared"]:  # the best first
         one = found["settings"][each["setting"]]
         at = f" at {_mean(one['recon'], 0)} nats of reconstruction error" if one["recon"] else ""
-        said.setdefault(one["objective"], f"`{each['setting']}` {_mean(one['scores'])}{at}")
+        fewer = f" after {one['steps']:,} steps" if one["steps"] != found["steps"] else ""
+        beside = f" ({each['verdict']})" if said else ""
+        score = f"`{each['setting']}` {_mean(one['scores'])}{at}{fewer}{beside}"
+        said.setdefault(one["objective"], score)
     done = sum(len(one["scores"]) for one in found["settings"].values())
     return [
         f"FactorVAE score ({found['protocol']}) of each objective at its best weight, mean ±"
         f" standard deviation over seeds: {'; '.join(said.values())}.",
-        f"{done} of {found['runs']} runs of {found['steps']:,} steps; the paper's have {STEPS:,}"
-        " (`fvae paper --scale full`).",
+        f"{done} of {found['runs']} runs, of {found['steps']:,} steps where nothing else is said;"
+        f" the paper's have {STEPS:,} (`fvae paper --scale full`).",
     ]
 
 
