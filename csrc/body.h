@@ -9,6 +9,7 @@
 //   chunk()             samples that are at hand at a time: on a GPU, in shared memory
 //   gather(first, n, j0)  put samples first .. first + n of the tile at dimension j0 at hand
 //   load(s)             the lane's Value of sample s of those at hand
+//   near(s), far(s)     ask for where load(s) of the next set begins and ends, on the host
 //   at(value, w)        element w of a Value, as a float
 //   least(best)         the best of all lanes
 //
@@ -40,24 +41,27 @@ struct Best {
   }
 };
 
-// Call visit(s) for each sample, s counted within a chunk, fetching the chunks one after another.
-// `fetched` says that the first (and only) chunk is there already.
-template <class Lanes, class Visit>
-FVAE_HD void each_sample(Lanes& lanes, int64_t samples, int64_t j0, bool fetched, Visit visit) {
+// The sum of term(s) over the samples, s counted within a chunk, fetching the chunks one after another.
+// `fetched` says that the first is there already.
+template <class Lanes, class Term>
+FVAE_HD auto sum_of(Lanes& lanes, int64_t samples, int64_t j0, bool fetched, Term term) {
+  using Value = typename Lanes::Value;
+  // Four sums at a time: an addition need not wait for the one before it.
+  Value a{}, b{}, c{}, d{};
   const int64_t chunk = lanes.chunk();
   for (int64_t first = 0; first < samples; first += chunk) {
     const int n = int(samples - first < chunk ? samples - first : chunk);
-    if (!fetched) lanes.gather(first, n, j0);
-    // Four sums at a time: an addition need not wait for the one before it.
+    if (first > 0 || !fetched) lanes.gather(first, n, j0);
     int s = 0;
     for (; s + 4 <= n; s += 4) {
-      visit(s, 0);
-      visit(s + 1, 1);
-      visit(s + 2, 2);
-      visit(s + 3, 3);
+      a += term(s);
+      b += term(s + 1);
+      c += term(s + 2);
+      d += term(s + 3);
     }
-    for (; s < n; ++s) visit(s, 0);
+    for (; s < n; ++s) a += term(s);
   }
+  return (a + b) + (c + d);
 }
 
 // argmin over dimensions of (variance over the samples, L - 1 in the denominator) / scale.
@@ -70,24 +74,20 @@ FVAE_HD int least_variance(Lanes& lanes, int64_t samples, int64_t dims, const fl
                            const bool* active) {
   using Value = typename Lanes::Value;
   Best best{INFINITY, -1};
-  const bool once = samples <= lanes.chunk();
+  const int64_t chunk = lanes.chunk();
+  const bool once = samples <= chunk;
   for (int64_t j0 = 0; j0 < dims; j0 += Lanes::tile) {
-    Value first{};
-    Value sum[4] = {};
-    bool started = false;
-    each_sample(lanes, samples, j0, false, [&](int s, int u) FVAE_LAMBDA {
-      if (!started) first = lanes.load(0);
-      started = true;
-      sum[u] += lanes.load(s) - first;
-    });
-    const Value mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) / float(samples);
-    Value square[4] = {};
-    each_sample(lanes, samples, j0, once, [&](int s, int u) FVAE_LAMBDA {
-      const Value x = lanes.load(s) - first - mean;
-      square[u] += x * x;
-    });
-    const Value variance =
-        ((square[0] + square[1]) + (square[2] + square[3])) / float(samples - 1);
+    lanes.gather(0, int(once ? samples : chunk), j0);
+    const Value first = lanes.load(0);
+    const Value mean = sum_of(lanes, samples, j0, true, [&](int s) FVAE_LAMBDA {
+                         lanes.near(s);
+                         return lanes.load(s) - first;
+                       }) / float(samples);
+    const Value variance = sum_of(lanes, samples, j0, once, [&](int s) FVAE_LAMBDA {
+                             lanes.far(s);
+                             const Value x = lanes.load(s) - first - mean;
+                             return x * x;
+                           }) / float(samples - 1);
     for (int w = 0; w < Lanes::width; ++w) {
       const int64_t j = j0 + lanes.offset() + w;
       if (j >= dims || !active[j] || !(scale[j] > 0)) continue;
@@ -107,9 +107,11 @@ template <class Lanes>
 FVAE_HD void mean_distance(Lanes& lanes, int64_t pairs, int64_t dims, float* out) {
   using Value = typename Lanes::Value;
   for (int64_t j0 = 0; j0 < dims; j0 += Lanes::tile) {
-    Value sum[4] = {};
-    each_sample(lanes, pairs, j0, false, [&](int s, int u) FVAE_LAMBDA { sum[u] += lanes.load(s); });
-    const Value mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) / float(pairs);
+    const Value mean = sum_of(lanes, pairs, j0, false, [&](int s) FVAE_LAMBDA {
+                         lanes.near(s);
+                         lanes.far(s);
+                         return lanes.load(s);
+                       }) / float(pairs);
     for (int w = 0; w < Lanes::width; ++w) {
       const int64_t j = j0 + lanes.offset() + w;
       if (j < dims) out[j] = lanes.at(mean, w);

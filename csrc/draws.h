@@ -16,6 +16,11 @@ struct Draws {
   FVAE_HD int factor(int64_t set, uint32_t word, int factors) const {
     return balanced ? int(set % factors) : int(bounded(word, uint32_t(factors)));
   }
+
+  // The first counter index of a set that has `groups` of them for its samples.
+  FVAE_HD static uint32_t opening(int64_t set, int64_t groups) {
+    return uint32_t(set * (1 + groups));
+  }
 };
 
 // How a set of draws opens. It owns one counter index and `groups` more: words 0 and 1 of the first
@@ -26,9 +31,11 @@ struct Opening {
   uint32_t samples;  // counter index of the first sample
 
   Opening() = default;
+  FVAE_HD Opening(int k, uint32_t chooser, uint32_t samples)
+      : k(k), chooser(chooser), samples(samples) {}
   FVAE_HD Opening(const Draws& draws, const Stream& stream, int factors, int64_t set,
                   int64_t groups) {
-    const uint32_t index = uint32_t(set * (1 + groups));
+    const uint32_t index = Draws::opening(set, groups);
     const Words head = philox(stream, index);
     k = draws.factor(set, head.w[0], factors);
     chooser = head.w[1];

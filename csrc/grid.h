@@ -5,6 +5,7 @@
 //
 //   factors, groups()   how many there are
 //   at(k)               factor k; chosen(word) of it is the group of the value that a word draws
+//   number(k, word)     the number of that group
 //   group(g), start(g)  a group; and how many rows stand before it if all groups stand in a row
 //   searched            whether that takes a search, which narrow() of it makes shorter
 //   row(place)          what stands at a place, which a group's drawn(word) gives: the row of the
@@ -94,6 +95,12 @@ struct Grid {
   FVAE_HD int64_t groups() const {
     int64_t sum = 0;
     for (int k = 0; k < factors; ++k) sum += factor[k].size;
+    return sum;
+  }
+
+  FVAE_HD int64_t number(int k, uint32_t word) const {
+    int64_t sum = bounded(word, factor[k].size);
+    for (int i = 0; i < k; ++i) sum += factor[i].size;
     return sum;
   }
 

@@ -51,6 +51,11 @@ struct Data {
 
 // Who draws knows the source, who reads the codes their type: so that neither is there for each of
 // the other's.
+FVAE_CLONES void open(const Draws& draws, int factors, int64_t groups, int64_t begin,
+                      std::vector<Opened>& sets) {
+  open_sets(draws, factors, groups, begin, sets);
+}
+
 FVAE_CLONES void draw(const Grid& grid, const Draws& draws, int64_t dims, Drawn& drawn) {
   draw_votes(grid, draws, dims, drawn);
 }
@@ -130,9 +135,9 @@ Tensor metric_votes(Tensor codes, std::vector<int64_t> factor_sizes, int64_t vot
       std::vector<int64_t> counts(cells);
       Drawn drawn(samples, (samples + 3) / 4 * 4, in.models, end - begin);
       for (int64_t at = begin; at < end; at += kOrdered) {
-        const int64_t last = std::min(at + kOrdered, end);
-        const auto sets = data.many() ? votes_in_order(source, draws, at, last)
-                                      : as_they_come(at, last);
+        std::vector<Opened> sets(std::min(kOrdered, end - at));
+        open(draws, source.factors, (samples + 3) / 4, at, sets);
+        if (data.many()) sets = in_order(source, sets);
         drawn.each_batch(sets, [&] {
           draw(source, draws, in.dims, drawn);
           count_votes(data, drawn, source.factors, scales.const_data_ptr<float>(),
@@ -165,7 +170,9 @@ std::tuple<Tensor, Tensor> pair_features(Tensor codes, std::vector<int64_t> fact
     torch::stable::parallel_for(0, points, kGrain, [&](int64_t begin, int64_t end) {
       Drawn drawn(pairs, 2 * pairs, in.models, end - begin);
       for (int64_t at = begin; at < end; at += kOrdered) {
-        drawn.each_batch(as_they_come(at, std::min(at + kOrdered, end)), [&] {
+        std::vector<Opened> sets(std::min(kOrdered, end - at));
+        open(draws, source.factors, pairs, at, sets);
+        drawn.each_batch(sets, [&] {
           draw(source, draws, in.dims, factors, drawn);
           make_features(data, drawn, points, out);
         });

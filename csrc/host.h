@@ -28,11 +28,12 @@ constexpr int kWide = 16;
 typedef float Vector __attribute__((vector_size(4 * kWide)));
 
 // value(w) for sixteen elements from element `at` of an array on. What lies beyond dimension d is
-// some other row's and is not used; only at the array's very end are fewer read.
-template <class Wide, class Element>
+// some other row's and is not used; only at the array's very end, which is asked for where one has
+// to be careful, are fewer read.
+template <class Wide, bool careful = true, class Element>
 FVAE_HD Wide fill(int64_t at, int64_t size, Element value) {
   Wide v{};
-  if (at <= size - kWide) {
+  if (!careful || at <= size - kWide) {
     for (int w = 0; w < kWide; ++w) v[w] = value(w);
   } else {
     for (int w = 0; w < size - at; ++w) v[w] = value(w);
@@ -40,13 +41,14 @@ FVAE_HD Wide fill(int64_t at, int64_t size, Element value) {
   return v;
 }
 
-template <class T>
+template <class T, bool careful>
 struct SampleLanes {
   using Value = Vector;
   static constexpr int tile = kWide, width = kWide;
   const T* model;
   int64_t size;         // codes of the model
   const int64_t* rows;  // where each sample's row begins
+  const int64_t* next;  // likewise of the next set
   int64_t samples;
   int64_t j0 = 0;
 
@@ -56,21 +58,41 @@ struct SampleLanes {
   FVAE_HD Vector load(int s) const {
     const int64_t at = rows[s] + j0;
     const T* code = model + at;
-    return fill<Vector>(at, size, [=](int w) FVAE_LAMBDA { return float(wide(code[w])); });
+    return fill<Vector, careful>(at, size, [=](int w) FVAE_LAMBDA {
+      return float(wide(code[w]));
+    });
   }
+  FVAE_HD void near(int s) const { near_row(next[s]); }
+  FVAE_HD void far(int s) const { far_row(next[s]); }
   FVAE_HD static float at(const Vector& v, int w) { return v[w]; }
   FVAE_HD static Best least(Best best) { return best; }
+
+ protected:
+  static constexpr int64_t bytes = kWide * int64_t(sizeof(T));
+  FVAE_HD void near_row(int64_t row) const {
+    const char* from = reinterpret_cast<const char*>(model + row + j0);
+    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + line);
+  }
+  FVAE_HD void far_row(int64_t row) const {
+    __builtin_prefetch(reinterpret_cast<const char*>(model + row + j0) + bytes - 1);
+  }
 };
 
 // As above for pairs of rows, two after each other, whose distance is the sample.
-template <class T>
-struct PairLanes : SampleLanes<T> {
+template <class T, bool careful>
+struct PairLanes : SampleLanes<T, careful> {
   FVAE_HD Vector load(int s) const {
     const int64_t at = this->rows[2 * s] + this->j0, other = this->rows[2 * s + 1] + this->j0;
     const T *a = this->model + at, *b = this->model + other;
-    return fill<Vector>(std::max(at, other), this->size, [=](int w) FVAE_LAMBDA {
+    return fill<Vector, careful>(std::max(at, other), this->size, [=](int w) FVAE_LAMBDA {
       return float(std::fabs(wide(a[w]) - wide(b[w])));
     });
+  }
+  FVAE_HD void near(int s) const {
+    for (int u = 0; u < 2; ++u) this->near_row(this->next[2 * s + u]);
+  }
+  FVAE_HD void far(int s) const {
+    for (int u = 0; u < 2; ++u) this->far_row(this->next[2 * s + u]);
   }
 };
 
@@ -89,60 +111,77 @@ FVAE_HD void prefetch(const T* model, int64_t dims, const int64_t* rows, int64_t
 // first-level cache; many for several, since each change of model starts with cold page tables.
 constexpr int64_t kDrawn = 1024, kDrawnForMany = 1 << 17;
 
+// A set of draws, by its number, and how it opens.
+struct Opened {
+  int64_t set;
+  Opening opening;
+};
+
 // Some sets of draws: where the rows of each begin in a model's codes, and its fixed factor.
 struct Drawn {
   int64_t samples, stride;     // of a set: samples, and places in `rows`
-  const int64_t* sets;         // their numbers
+  const Opened* sets;
   int64_t count = 0;
   std::vector<int64_t> rows;
-  std::vector<int> factors;
 
   // For at most `most` sets.
   Drawn(int64_t samples, int64_t stride, int64_t models, int64_t most)
       : samples(samples), stride(stride) {
     const int64_t at_once = (models == 1 ? kDrawn : kDrawnForMany) / stride;
-    factors.resize(std::clamp<int64_t>(at_once, 1, most));
-    rows.resize(factors.size() * stride);
+    batch_ = std::clamp<int64_t>(at_once, 1, most);
+    rows.resize(batch_ * stride);
   }
 
   // run() with one batch after another of some sets.
   template <class Run>
-  void each_batch(const std::vector<int64_t>& all, Run run) {
+  void each_batch(const std::vector<Opened>& all, Run run) {
     const int64_t end = int64_t(all.size());
     for (int64_t at = 0; at < end; at += count) {
       sets = all.data() + at;
-      count = std::min(int64_t(factors.size()), end - at);
+      count = std::min(batch_, end - at);
       run();
     }
   }
+
+ private:
+  int64_t batch_;
 };
 
-// Sets that are put in order at a time; and bytes of codes from which on that pays.
-constexpr int64_t kOrdered = 1 << 15, kManyBytes = 4 << 20;
+// Sets that are opened at a time; bytes of codes from which on it pays to put them in order; and
+// of how many groups these are told apart.
+constexpr int64_t kOrdered = 1 << 15, kManyBytes = 4 << 20, kBuckets = 1 << 12;
 
-// Sets [begin, end) as they come.
-inline std::vector<int64_t> as_they_come(int64_t begin, int64_t end) {
-  std::vector<int64_t> sets(end - begin);
-  std::iota(sets.begin(), sets.end(), begin);
-  return sets;
+// Open sets from `begin` on, each with `groups` counter indices for its samples: all words of one
+// kind first, which become vectors.
+FVAE_HD void open_sets(const Draws& draws, int factors, int64_t groups, int64_t begin,
+                       std::vector<Opened>& sets) {
+  const int64_t count = int64_t(sets.size());
+  std::vector<uint32_t> chosen(count), choosers(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const Words head = philox(draws.stream, draws.opening(begin + i, groups));
+    chosen[i] = head.w[0];
+    choosers[i] = head.w[1];
+  }
+  for (int64_t i = 0; i < count; ++i)
+    sets[i] = {begin + i, {draws.factor(begin + i, chosen[i], factors), choosers[i],
+                           draws.opening(begin + i, groups) + 1}};
 }
 
-inline int64_t group_key(int k, const GridGroup& group) { return (int64_t(k) << 32) + group.value; }
-inline int64_t group_key(int, const IndexGroup& group) { return group.begin; }
-
-// Votes [begin, end), one group after another: its rows are then in a cache after the first votes.
+// The sets, one group after another: its rows are then in a cache after the first of them.
 template <class Source>
-std::vector<int64_t> votes_in_order(const Source& source, const Draws& draws, int64_t begin,
-                                    int64_t end) {
-  std::vector<std::pair<int64_t, int64_t>> keys(end - begin);
-  for (int64_t vote = begin; vote < end; ++vote) {
-    const Opening set(draws, draws.stream, source.factors, vote, (draws.samples + 3) / 4);
-    keys[vote - begin] = {group_key(set.k, source.at(set.k).chosen(set.chooser)), vote};
+std::vector<Opened> in_order(const Source& source, const std::vector<Opened>& sets) {
+  int shift = 0;
+  while (source.groups() >> shift > kBuckets) ++shift;
+  std::vector<int32_t> bucket(sets.size()), end(kBuckets + 1);
+  for (size_t i = 0; i < sets.size(); ++i) {
+    const Opening& opening = sets[i].opening;
+    bucket[i] = int32_t(source.number(opening.k, opening.chooser) >> shift);
+    ++end[bucket[i] + 1];
   }
-  std::sort(keys.begin(), keys.end());
-  std::vector<int64_t> votes(keys.size());
-  for (size_t i = 0; i < keys.size(); ++i) votes[i] = keys[i].second;
-  return votes;
+  std::partial_sum(end.begin(), end.end(), end.begin());
+  std::vector<Opened> ordered(sets.size());
+  for (size_t i = 0; i < sets.size(); ++i) ordered[end[bucket[i]]++] = sets[i];
+  return ordered;
 }
 
 // From places to where their rows begin in a model's codes, in two steps: the numbers of the rows are
@@ -166,7 +205,7 @@ template <class Source>
 FVAE_HD void draw_votes(const Source& source, const Draws& draws, int64_t dims, Drawn& drawn) {
   const int64_t groups = (draws.samples + 3) / 4;
   for (int64_t i = 0; i < drawn.count; ++i) {
-    const Opening set(draws, draws.stream, source.factors, drawn.sets[i], groups);
+    const Opening& set = drawn.sets[i].opening;
     const auto group = source.at(set.k).chosen(set.chooser);
     int64_t* rows = drawn.rows.data() + i * drawn.stride;
     for (int64_t g = 0; g < groups; ++g) {
@@ -174,7 +213,6 @@ FVAE_HD void draw_votes(const Source& source, const Draws& draws, int64_t dims, 
       for (int u = 0; u < 4; ++u) rows[4 * g + u] = group.drawn(words.w[u]);
     }
     fetch(source, rows, drawn.stride);
-    drawn.factors[i] = set.k;
   }
   find_rows(source, dims, drawn.rows.data(), drawn.count * drawn.stride);
 }
@@ -186,7 +224,7 @@ FVAE_HD void draw_pairs(const Source& source, const Draws& draws, int64_t dims, 
   const int64_t pairs = draws.samples;  // in no memory that the rows might be thought to share
   std::vector<uint32_t> choosers(pairs);
   for (int64_t i = 0; i < drawn.count; ++i) {
-    const Opening set(draws, draws.stream, source.factors, drawn.sets[i], pairs);
+    const Opening& set = drawn.sets[i].opening;
     auto factor = source.at(set.k);
     factor.narrow();
     int64_t* rows = drawn.rows.data() + i * drawn.stride;
@@ -209,24 +247,34 @@ FVAE_HD void draw_pairs(const Source& source, const Draws& draws, int64_t dims, 
       }
     }
     fetch(source, rows, drawn.stride);
-    fixed[drawn.sets[i]] = set.k;
+    fixed[drawn.sets[i].set] = set.k;
   }
   find_rows(source, dims, drawn.rows.data(), drawn.count * drawn.stride);
 }
 
 // use(lanes, m, i) for the i-th set that is drawn and each model, one set after another, while the
-// rows of the next are on their way from memory, which is most of the time.
-template <class Lanes, class T, class Use>
+// rows of the next are on their way from memory, which is most of the time: they are asked for one
+// by one as this set's are read, since a processor waits for no more than a few at once.
+template <template <class, bool> class Lanes, class T, class Use>
 FVAE_HD void each_set(const Codes<T>& codes, const Drawn& drawn, Use use) {
   const int64_t size = codes.rows * codes.dims;
+  // The last row whose vectors end within the codes.
+  const int64_t last = size - (codes.dims + kWide - 1) / kWide * kWide;
   for (int64_t m = 0; m < codes.models; ++m) {
     const T* model = codes.model(m);
     prefetch(model, codes.dims, drawn.rows.data(), drawn.stride);
     for (int64_t i = 0; i < drawn.count; ++i) {
       const int64_t* mine = drawn.rows.data() + i * drawn.stride;
-      if (i + 1 < drawn.count) prefetch(model, codes.dims, mine + drawn.stride, drawn.stride);
-      Lanes lanes{model, size, mine, drawn.samples};
-      use(lanes, m, i);
+      const int64_t* next = i + 1 < drawn.count ? mine + drawn.stride : mine;
+      int64_t greatest = 0;
+      for (int64_t s = 0; s < drawn.stride; ++s) greatest = std::max(greatest, mine[s]);
+      if (greatest <= last) {
+        Lanes<T, false> lanes{model, size, mine, next, drawn.samples};
+        use(lanes, m, i);
+      } else {
+        Lanes<T, true> lanes{model, size, mine, next, drawn.samples};
+        use(lanes, m, i);
+      }
     }
   }
 }
@@ -235,22 +283,20 @@ FVAE_HD void each_set(const Codes<T>& codes, const Drawn& drawn, Use use) {
 template <class T>
 FVAE_HD void votes(const Codes<T>& codes, const Drawn& drawn, int factors, const float* scale,
                    const bool* active, int64_t* counts) {
-  each_set<SampleLanes<T>>(
-      codes, drawn, [&](SampleLanes<T>& lanes, int64_t m, int64_t i) FVAE_LAMBDA {
-        const int64_t row = m * codes.dims;
-        const int j = least_variance(lanes, drawn.samples, codes.dims, scale + row, active + row);
-        if (j >= 0) ++counts[(row + j) * factors + drawn.factors[i]];
-      });
+  each_set<SampleLanes>(codes, drawn, [&](auto& lanes, int64_t m, int64_t i) FVAE_LAMBDA {
+    const int64_t row = m * codes.dims;
+    const int j = least_variance(lanes, drawn.samples, codes.dims, scale + row, active + row);
+    if (j >= 0) ++counts[(row + j) * factors + drawn.sets[i].opening.k];
+  });
 }
 
 // Points of every model: features [M, P, d] of P points in all.
 template <class T>
 FVAE_HD void pairs(const Codes<T>& codes, const Drawn& drawn, int64_t points, float* features) {
-  each_set<PairLanes<T>>(
-      codes, drawn, [&](PairLanes<T>& lanes, int64_t m, int64_t i) FVAE_LAMBDA {
-        mean_distance(lanes, drawn.samples, codes.dims,
-                      features + (m * points + drawn.sets[i]) * codes.dims);
-      });
+  each_set<PairLanes>(codes, drawn, [&](auto& lanes, int64_t m, int64_t i) FVAE_LAMBDA {
+    mean_distance(lanes, drawn.samples, codes.dims,
+                  features + (m * points + drawn.sets[i].set) * codes.dims);
+  });
 }
 
 typedef double WideVector __attribute__((vector_size(8 * kWide)));

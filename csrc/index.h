@@ -64,9 +64,8 @@ struct IndexFactor {
   }
 
   // The group of a drawn row: a value is drawn as often as it occurs.
-  FVAE_HD IndexGroup chosen(uint32_t word) const {
-    return lists.list(search(first + bounded(word, rows)));
-  }
+  FVAE_HD IndexGroup chosen(uint32_t word) const { return lists.list(number(word)); }
+  FVAE_HD int64_t number(uint32_t word) const { return search(first + bounded(word, rows)); }
 
   // The list that a place is in.
   FVAE_HD int64_t search(int64_t place) const {
@@ -87,6 +86,7 @@ struct Index {
 
   FVAE_HD IndexFactor at(int k) const { return {lists, k * int64_t(rows), rows, 0, lists.count}; }
   FVAE_HD int64_t groups() const { return lists.count; }
+  FVAE_HD int64_t number(int k, uint32_t word) const { return at(k).number(word); }
   FVAE_HD int64_t start(int64_t g) const { return lists.offsets[g]; }
   FVAE_HD IndexGroup group(int64_t g) const { return lists.list(g); }
   FVAE_HD uint32_t row(int64_t place) const { return uint32_t(lists.rows[place]); }

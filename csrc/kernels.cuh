@@ -58,6 +58,8 @@ struct SampleLanes {
   __device__ int offset() const { return lane; }
   __device__ int chunk() const { return kChunk; }
   __device__ float load(int s) const { return scratch[s * pitch + column]; }
+  __device__ void near(int) const {}  // other warps work while one waits
+  __device__ void far(int) const {}
   __device__ static float at(float v, int) { return v; }
 
   __device__ void gather(int64_t first, int n, int64_t j0) {
