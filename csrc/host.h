@@ -108,8 +108,9 @@ FVAE_HD void prefetch(const T* model, int64_t dims, const int64_t* rows, int64_t
 }
 
 // Rows drawn at once, before a model's codes are read: few for one model, so that they stay in the
-// first-level cache; many for several, since each change of model starts with cold page tables.
-constexpr int64_t kDrawn = 1024, kDrawnForMany = 1 << 17;
+// first-level cache; many for several, since a line of codes is read some times, and what lies
+// between has the next model's codes and page tables push it out.
+constexpr int64_t kDrawn = 1024, kDrawnForMany = 1 << 20;
 
 // A set of draws, by its number, and how it opens.
 struct Opened {
