@@ -25,7 +25,7 @@ LATER = (
     "images", "factors", "image_size", "likelihood", "metrics", "correlate", "conv_kernels",
     "shuffle", "tc_sampling", "dip_lambda", "dip_ratio", "capacity", "capacity_steps",
     "capacity_weight", "tc_betas", "dip_lambdas", "capacities", "branches", "own",
-    "learning_rate_schedule", "learning_rate_warmup_steps", "output_bias",
+    "learning_rate_schedule", "learning_rate_warmup_steps", "output_bias", "kl_start", "kl_steps",
 )  # fmt: skip
 
 
@@ -78,6 +78,10 @@ class TrainConfig:
     """lambda_d / lambda_od, the weight of the variances' distance from 1 over that of the
     covariances (dip-vae-i, dip-vae-ii); None is 10 for dip-vae-i and 1 for dip-vae-ii, as in Kumar
     et al. 2018."""
+    kl_start: float = 1.0
+    """Weight of factor-vae's KL at first, from which it goes linearly to 1 over kl_steps."""
+    kl_steps: int = 0
+    """Steps until factor-vae's KL weighs 1."""
     capacity: float = 25.0
     """KL in nats at which the capacity of annealed-vae ends."""
     capacity_steps: int = 100_000
@@ -352,11 +356,11 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "gamma", "beta", "warmup_steps", "mi_weight", "gradient_penalty", "noise_dim", "dip_lambda",
     "dip_ratio", "capacity", "capacity_steps", "capacity_weight", "learning_rate_warmup_steps",
+    "kl_start", "kl_steps",
 )  # fmt: skip
 # Refused with objectives that have no use for them.
-_OWNED = (
-    "tc_sampling", "dip_lambda", "dip_ratio", "capacity", "capacity_steps", "capacity_weight",
-)  # fmt: skip
+_OWNED = ("tc_sampling", "dip_lambda", "dip_ratio", "capacity", "capacity_steps",
+          "capacity_weight")  # fmt: skip
 
 
 class LossScale(NamedTuple):
@@ -383,12 +387,14 @@ _LOCATELLO2019: dict[str, Any] = {
     "disc_units": 1000, "disc_hidden_layers": 6, "conv_channels": (32, 32, 64, 64),
     "conv_kernels": (4, 4, 2, 2), "hidden_units": 256, "warmup_steps": 0,
     "learning_rate_schedule": "constant", "learning_rate_warmup_steps": 0, "output_bias": "random",
+    "kl_start": 1.0, "kl_steps": 0,
 }  # fmt: skip
 _KIM2018 = {name: getattr(TrainConfig, name) for name in _LOCATELLO2019}
 #: What --recipe takes: values of several settings.
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": _KIM2018, "kim2018": _KIM2018, "locatello2019": _LOCATELLO2019,
     # Minutes on a CPU rather than hours; what was tried is in bench/LOG.md.
-    "fast": _KIM2018 | {"steps": 12_000, "learning_rate": 1e-3, "warmup_steps": 4000,
+    "fast": _KIM2018 | {"steps": 12_000, "learning_rate": 1e-3, "learning_rate_warmup_steps": 1000,
+                        "warmup_steps": 4000, "kl_start": 8.0, "kl_steps": 4000,
                         "disc_units": 256, "disc_hidden_layers": 4},
 }  # fmt: skip

@@ -118,10 +118,13 @@ def factor_vae(
     backend: str | None = None,
     target: Tensor | None = None,
     draws: Draws = ops,
+    *,
+    kl_start: float = 1.0,
+    kl_steps: int = 0,
 ) -> Terms:
-    """loss = recon + kl + gamma * tc + disc_loss, for both players at once.
+    """loss = recon + b * kl + gamma * tc + disc_loss, for both players at once; b ends as 1.
 
-    ``loss.backward()`` gives encoder and decoder the gradient of recon + kl + gamma tc, and the
+    ``loss.backward()`` gives encoder and decoder the gradient of recon + b kl + gamma tc, and the
     discriminator that of disc_loss.
 
     Args:
@@ -137,11 +140,13 @@ def factor_vae(
             None is x itself.
         draws: whose reparameterize and permute_dims to call: :mod:`fvae.ops`, or a
             :class:`fvae.training.distributed.World` where the batch is this process's part of one.
+        kl_start: b of step 0, from which it goes linearly to 1.
+        kl_steps: steps after which b is 1; 0 for b = 1 from the first step.
 
     Returns:
         loss, recon, kl, kl_dims, tc, disc_loss, disc_accuracy.
 
-    Source: Kim & Mnih 2018, Algorithm 2.
+    Source: Kim & Mnih 2018, Algorithm 2, whose b is 1.
     """
     z, other, kl_dims = _both_codes(model, x, x_second, rng, backend, draws)
     # The players before the decoder, so that on the way back theirs comes after: what is started
@@ -152,7 +157,8 @@ def factor_vae(
     tc, disc_loss, accuracy = two_players(discriminator, z, z_perm, backend, branches)
     terms = _elbo(model, x, z, kl_dims, target, backend)
     tc, disc_loss = joined(branches, tc, disc_loss)
-    loss = _plus(terms["recon"] + terms["kl"], tc, weight) + disc_loss
+    b = 1.0 if kl_start == 1 or not kl_steps else _towards_1(kl_start, rng.step / kl_steps)
+    loss = _plus(_plus(terms["recon"], terms["kl"], b), tc, weight) + disc_loss
     return {"loss": loss, **terms, "tc": tc, "disc_loss": disc_loss, "disc_accuracy": accuracy}
 
 
@@ -194,6 +200,11 @@ def _plus(loss: Tensor, term: Tensor, weight: Tensor | float) -> Tensor:
     if abs(weight) > torch.finfo(term.dtype).max:  # which PyTorch refuses to round
         weight = math.copysign(math.inf, weight)
     return torch.add(loss, term, alpha=weight)
+
+
+def _towards_1(start: float, done: Tensor) -> Tensor:
+    """From start at 0 linearly to 1 at 1."""
+    return start + (1 - start) * done.clamp(max=1.0)
 
 
 def drawn(config: TrainConfig) -> int:

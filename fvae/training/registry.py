@@ -26,7 +26,8 @@ for _entry in (
     Objective("beta-vae", "reconstruction + beta KL", beta_vae, weight="beta", grid="betas"),
     Objective(
         "factor-vae", "reconstruction + KL + gamma TC", factor_vae,
-        weight="gamma", grid="gammas", batches=2, discriminator=True,
+        weight="gamma", grid="gammas", settings=("kl_start", "kl_steps"), batches=2,
+        discriminator=True,
     ),
     Objective(
         "beta-tcvae", "reconstruction + index-code MI + beta TC + dimension-wise KL", beta_tcvae,

@@ -184,7 +184,7 @@ def test_a_study_goes_on_from_what_is_kept(made, words, tmp_path, monkeypatch, c
     assert len(rows.paper(record)) == 2 + len(found["settings"])
     said, done = rows.claim(record)
     assert all(name in said for name in ("factor-vae", "beta-vae"))
-    assert done.startswith("7 of 8 runs of 4 steps")
+    assert done.startswith("7 of 8 runs, of 4 steps")
     assert {path.suffix for path in kept.rglob("*.*")} == {".json", ".jsonl", ".csv", ".png"}
     assert all(path.stat().st_size < 200_000 for path in kept.rglob("*.*"))
     for name in ("results.csv", "figures/trade-off.png"):

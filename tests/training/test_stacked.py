@@ -77,6 +77,7 @@ def _assert_close(a, b, tolerance=1e-4):
         ("dip-vae-i", 1, {}), ("dip-vae-ii", 1, {"dip_ratio": 3.0}), ("annealed-vae", 1, {}),
         ("factor-vae", 1, {"shuffle": "same", "conv_kernels": (4, 4, 2, 2)}),
         ("factor-vae", 1, {"learning_rate_schedule": "cosine", "learning_rate_warmup_steps": 9}),
+        ("factor-vae", 1, {"kl_start": 5.0, "kl_steps": 15}),
     ],
 )  # fmt: skip
 def test_steps_are_those_of_each_model_alone(objective, group, changes, store):
