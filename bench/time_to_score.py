@@ -2,11 +2,11 @@
 
 <claim>
 Intel Xeon, 2 threads, torch 2.13.0+cpu,
-commit 8ee3a3f8a79d, 2026-12-01; 5 seeds.
-Mean of 0.70: not within 8.4 minutes (mean 0.673).
-Mean of 0.75: not within 8.4 minutes (mean 0.673).
-Mean of 0.80: not within 8.4 minutes (mean 0.673).
-Textbook step, 300000 steps: 11.0 hours.
+commit 6330225cfdac, 2026-12-01; 5 seeds.
+Mean of 0.70: not within 8.2 minutes (mean 0.688).
+Mean of 0.75: not within 8.2 minutes (mean 0.688).
+Mean of 0.80: not within 8.2 minutes (mean 0.688).
+Textbook step, 300000 steps: 10.0 hours.
 </claim>
 
 For each seed a model is trained with a recipe to each number of steps, and scored there by the
