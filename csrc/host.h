@@ -41,6 +41,16 @@ FVAE_HD Wide fill(int64_t at, int64_t size, Element value) {
   return v;
 }
 
+// Ask for the lines of a vector of codes: all but the last, which it mostly ends in, and that one.
+template <class T>
+FVAE_HD void ask_near(const T* vector) {
+  for (int w = 0; w < kWide; w += 64 / int(sizeof(T))) __builtin_prefetch(vector + w);
+}
+template <class T>
+FVAE_HD void ask_far(const T* vector) {
+  __builtin_prefetch(reinterpret_cast<const char*>(vector + kWide) - 1);
+}
+
 template <class T, bool careful>
 struct SampleLanes {
   using Value = Vector;
@@ -62,20 +72,10 @@ struct SampleLanes {
       return float(wide(code[w]));
     });
   }
-  FVAE_HD void near(int s) const { near_row(next[s]); }
-  FVAE_HD void far(int s) const { far_row(next[s]); }
+  FVAE_HD void near(int s) const { ask_near(model + next[s] + j0); }
+  FVAE_HD void far(int s) const { ask_far(model + next[s] + j0); }
   FVAE_HD static float at(const Vector& v, int w) { return v[w]; }
   FVAE_HD static Best least(Best best) { return best; }
-
- protected:
-  static constexpr int64_t bytes = kWide * int64_t(sizeof(T));
-  FVAE_HD void near_row(int64_t row) const {
-    const char* from = reinterpret_cast<const char*>(model + row + j0);
-    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + line);
-  }
-  FVAE_HD void far_row(int64_t row) const {
-    __builtin_prefetch(reinterpret_cast<const char*>(model + row + j0) + bytes - 1);
-  }
 };
 
 // As above for pairs of rows, two after each other, whose distance is the sample.
@@ -89,23 +89,12 @@ struct PairLanes : SampleLanes<T, careful> {
     });
   }
   FVAE_HD void near(int s) const {
-    for (int u = 0; u < 2; ++u) this->near_row(this->next[2 * s + u]);
+    for (int u = 0; u < 2; ++u) ask_near(this->model + this->next[2 * s + u] + this->j0);
   }
   FVAE_HD void far(int s) const {
-    for (int u = 0; u < 2; ++u) this->far_row(this->next[2 * s + u]);
+    for (int u = 0; u < 2; ++u) ask_far(this->model + this->next[2 * s + u] + this->j0);
   }
 };
-
-// Ask for all that the vectors of some rows will read, which is more than the rows.
-template <class T>
-FVAE_HD void prefetch(const T* model, int64_t dims, const int64_t* rows, int64_t count) {
-  const int64_t bytes = (dims + kWide - 1) / kWide * kWide * int64_t(sizeof(T));
-  for (int64_t s = 0; s < count; ++s) {
-    const char* row = reinterpret_cast<const char*>(model + rows[s]);
-    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(row + line);
-    __builtin_prefetch(row + bytes - 1);
-  }
-}
 
 // Rows drawn at once, before a model's codes are read: few for one model, so that they stay in the
 // first-level cache; many for several, since a line of codes is read some times, and what lies
@@ -263,7 +252,11 @@ FVAE_HD void each_set(const Codes<T>& codes, const Drawn& drawn, Use use) {
   const int64_t last = size - (codes.dims + kWide - 1) / kWide * kWide;
   for (int64_t m = 0; m < codes.models; ++m) {
     const T* model = codes.model(m);
-    prefetch(model, codes.dims, drawn.rows.data(), drawn.stride);
+    for (int64_t s = 0; s < drawn.stride; ++s)
+      for (int64_t j0 = 0; j0 < codes.dims; j0 += kWide) {
+        ask_near(model + drawn.rows[s] + j0);
+        ask_far(model + drawn.rows[s] + j0);
+      }
     for (int64_t i = 0; i < drawn.count; ++i) {
       const int64_t* mine = drawn.rows.data() + i * drawn.stride;
       const int64_t* next = i + 1 < drawn.count ? mine + drawn.stride : mine;
