@@ -41,14 +41,14 @@ FVAE_HD Wide fill(int64_t at, int64_t size, Element value) {
   return v;
 }
 
-// Ask for the lines of a vector of codes: all but the last, which it mostly ends in, and that one.
+// Ask for the lines of a row's vectors: all but the last, in which they mostly end, and that one.
 template <class T>
-FVAE_HD void ask_near(const T* vector) {
-  for (int w = 0; w < kWide; w += 64 / int(sizeof(T))) __builtin_prefetch(vector + w);
+FVAE_HD void ask_near(const T* row, int64_t elements) {
+  for (int64_t w = 0; w < elements; w += 64 / int(sizeof(T))) __builtin_prefetch(row + w);
 }
 template <class T>
-FVAE_HD void ask_far(const T* vector) {
-  __builtin_prefetch(reinterpret_cast<const char*>(vector + kWide) - 1);
+FVAE_HD void ask_far(const T* row, int64_t elements) {
+  __builtin_prefetch(reinterpret_cast<const char*>(row + elements) - 1);
 }
 
 template <class T, bool careful>
@@ -60,6 +60,7 @@ struct SampleLanes {
   const int64_t* rows;  // where each sample's row begins
   const int64_t* next;  // likewise of the next set
   int64_t samples;
+  int64_t elements;     // of all vectors of a row
   int64_t j0 = 0;
 
   FVAE_HD int offset() const { return 0; }
@@ -72,8 +73,13 @@ struct SampleLanes {
       return float(wide(code[w]));
     });
   }
-  FVAE_HD void near(int s) const { ask_near(model + next[s] + j0); }
-  FVAE_HD void far(int s) const { ask_far(model + next[s] + j0); }
+  // All of a row at once, with the first of its vectors.
+  FVAE_HD void near(int s) const {
+    if (j0 == 0) ask_near(model + next[s], elements);
+  }
+  FVAE_HD void far(int s) const {
+    if (j0 == 0) ask_far(model + next[s], elements);
+  }
   FVAE_HD static float at(const Vector& v, int w) { return v[w]; }
   FVAE_HD static Best least(Best best) { return best; }
 };
@@ -89,10 +95,10 @@ struct PairLanes : SampleLanes<T, careful> {
     });
   }
   FVAE_HD void near(int s) const {
-    for (int u = 0; u < 2; ++u) ask_near(this->model + this->next[2 * s + u] + this->j0);
+    for (int u = 0; u < 2; ++u) SampleLanes<T, careful>::near(2 * s + u);
   }
   FVAE_HD void far(int s) const {
-    for (int u = 0; u < 2; ++u) ask_far(this->model + this->next[2 * s + u] + this->j0);
+    for (int u = 0; u < 2; ++u) SampleLanes<T, careful>::far(2 * s + u);
   }
 };
 
@@ -248,25 +254,24 @@ FVAE_HD void draw_pairs(const Source& source, const Draws& draws, int64_t dims, 
 template <template <class, bool> class Lanes, class T, class Use>
 FVAE_HD void each_set(const Codes<T>& codes, const Drawn& drawn, Use use) {
   const int64_t size = codes.rows * codes.dims;
-  // The last row whose vectors end within the codes.
-  const int64_t last = size - (codes.dims + kWide - 1) / kWide * kWide;
+  const int64_t elements = (codes.dims + kWide - 1) / kWide * kWide;
+  const int64_t last = size - elements;  // the last row whose vectors end within the codes
   for (int64_t m = 0; m < codes.models; ++m) {
     const T* model = codes.model(m);
-    for (int64_t s = 0; s < drawn.stride; ++s)
-      for (int64_t j0 = 0; j0 < codes.dims; j0 += kWide) {
-        ask_near(model + drawn.rows[s] + j0);
-        ask_far(model + drawn.rows[s] + j0);
-      }
+    for (int64_t s = 0; s < drawn.stride; ++s) {
+      ask_near(model + drawn.rows[s], elements);
+      ask_far(model + drawn.rows[s], elements);
+    }
     for (int64_t i = 0; i < drawn.count; ++i) {
       const int64_t* mine = drawn.rows.data() + i * drawn.stride;
       const int64_t* next = i + 1 < drawn.count ? mine + drawn.stride : mine;
       int64_t greatest = 0;
       for (int64_t s = 0; s < drawn.stride; ++s) greatest = std::max(greatest, mine[s]);
       if (greatest <= last) {
-        Lanes<T, false> lanes{model, size, mine, next, drawn.samples};
+        Lanes<T, false> lanes{model, size, mine, next, drawn.samples, elements};
         use(lanes, m, i);
       } else {
-        Lanes<T, true> lanes{model, size, mine, next, drawn.samples};
+        Lanes<T, true> lanes{model, size, mine, next, drawn.samples, elements};
         use(lanes, m, i);
       }
     }
