@@ -209,7 +209,7 @@ def time_to_score(record: dict) -> list[str]:
          "seeds"),
         *(
             (
-                f"{one['steps']:,}", f"{one['minutes']:.1f}", f"{one['mean']:.3f}",
+                f"{one['steps']:,}", f"{one['minutes']:.1f}", f"{one['mean']:.4f}",
                 _or_dash(one["sd"], 3), f"{one['above_0.62']} of {found['seeds']}",
                 " ".join(f"{score:.2f}" for score in one["score"]),
             )

@@ -3,9 +3,9 @@
 <claim>
 Intel Xeon, 2 threads, torch 2.13.0+cpu,
 commit 6330225cfdac, 2026-12-01; 5 seeds.
-Mean of 0.70: not within 8.2 minutes (mean 0.688).
-Mean of 0.75: not within 8.2 minutes (mean 0.688).
-Mean of 0.80: not within 8.2 minutes (mean 0.688).
+Mean of 0.70: not within 8.2 minutes (at most 0.6997, after 5.4).
+Mean of 0.75: not within 8.2 minutes (at most 0.6997, after 5.4).
+Mean of 0.80: not within 8.2 minutes (at most 0.6997, after 5.4).
 Textbook step, 300000 steps: 10.0 hours.
 </claim>
 
@@ -187,8 +187,9 @@ def claim(folder: Path = FOLDER) -> str:
     said = [f"{device['name']}, {device['threads']} threads, torch {record['versions']['torch']},"]
     said += [f"commit {record['commit']}, {record['date']}; {numbers['seeds']} seeds."]
     for target, minutes in numbers["minutes_to"].items():
-        last = numbers["budgets"][-1]
-        missed = f"not within {last['minutes']:.1f} minutes (mean {last['mean']:.3f})"
+        last, best = numbers["budgets"][-1], max(numbers["budgets"], key=lambda b: b["mean"])
+        most = f"at most {best['mean']:.4f}, after {best['minutes']:.1f}"
+        missed = f"not within {last['minutes']:.1f} minutes ({most})"
         at = next((b for b in numbers["budgets"] if b["mean"] >= float(target)), last)
         found = f"{minutes} minutes: {at['steps']} steps, mean {at['mean']:.3f}, sd {at['sd']}"
         said.append(f"Mean of {target}: {missed if minutes is None else found}.")

@@ -187,6 +187,8 @@ class TrainConfig:
             raise UserError(
                 f"--image-size: got {self.image_size}, expected at least {SMALLEST_IMAGE} pixels"
             )
+        if self.kl_start != 1 and not self.kl_steps:
+            raise UserError(f"--kl-start {self.kl_start}: goes to 1 over --kl-steps; give that too")
         if min(self.categorical_sizes, default=2) < 2:
             raise UserError(
                 f"--categorical-sizes: got {self.categorical_sizes}, expected numbers of at least 2"
@@ -349,15 +351,12 @@ IMAGE_SIZE = 64
 #: Four convolutions halve the side four times.
 SMALLEST_IMAGE = 16
 
-_POSITIVE = (
-    "steps", "batch_size", "latent_dim", "learning_rate", "disc_learning_rate", "disc_units",
-    "disc_hidden_layers", "hidden_units", "critic_steps", "log_every",
-)  # fmt: skip
-_NOT_NEGATIVE = (
-    "gamma", "beta", "warmup_steps", "mi_weight", "gradient_penalty", "noise_dim", "dip_lambda",
-    "dip_ratio", "capacity", "capacity_steps", "capacity_weight", "learning_rate_warmup_steps",
-    "kl_start", "kl_steps",
-)  # fmt: skip
+_POSITIVE = ("steps", "batch_size", "latent_dim", "learning_rate", "disc_learning_rate",
+             "disc_units", "disc_hidden_layers", "hidden_units", "critic_steps",
+             "log_every")  # fmt: skip
+_NOT_NEGATIVE = ("gamma", "beta", "warmup_steps", "mi_weight", "gradient_penalty", "noise_dim",
+                 "dip_lambda", "dip_ratio", "capacity", "capacity_steps", "capacity_weight",
+                 "learning_rate_warmup_steps", "kl_start", "kl_steps")  # fmt: skip
 # Refused with objectives that have no use for them.
 _OWNED = ("tc_sampling", "dip_lambda", "dip_ratio", "capacity", "capacity_steps",
           "capacity_weight")  # fmt: skip
