@@ -31,16 +31,13 @@ struct Opening {
   uint32_t samples;  // counter index of the first sample
 
   Opening() = default;
-  FVAE_HD Opening(int k, uint32_t chooser, uint32_t samples)
-      : k(k), chooser(chooser), samples(samples) {}
+  FVAE_HD Opening(const Draws& draws, const Words& head, int factors, int64_t set, int64_t groups)
+      : k(draws.factor(set, head.w[0], factors)),
+        chooser(head.w[1]),
+        samples(draws.opening(set, groups) + 1) {}
   FVAE_HD Opening(const Draws& draws, const Stream& stream, int factors, int64_t set,
-                  int64_t groups) {
-    const uint32_t index = Draws::opening(set, groups);
-    const Words head = philox(stream, index);
-    k = draws.factor(set, head.w[0], factors);
-    chooser = head.w[1];
-    samples = index + 1;
-  }
+                  int64_t groups)
+      : Opening(draws, philox(stream, draws.opening(set, groups)), factors, set, groups) {}
 };
 
 }  // namespace fvae

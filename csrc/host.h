@@ -152,15 +152,14 @@ constexpr int64_t kOrdered = 1 << 15, kManyBytes = 4 << 20, kBuckets = 1 << 12;
 FVAE_HD void open_sets(const Draws& draws, int factors, int64_t groups, int64_t begin,
                        std::vector<Opened>& sets) {
   const int64_t count = int64_t(sets.size());
-  std::vector<uint32_t> chosen(count), choosers(count);
+  std::vector<uint32_t> first(count), second(count);
   for (int64_t i = 0; i < count; ++i) {
     const Words head = philox(draws.stream, draws.opening(begin + i, groups));
-    chosen[i] = head.w[0];
-    choosers[i] = head.w[1];
+    first[i] = head.w[0];
+    second[i] = head.w[1];
   }
   for (int64_t i = 0; i < count; ++i)
-    sets[i] = {begin + i, {draws.factor(begin + i, chosen[i], factors), choosers[i],
-                           draws.opening(begin + i, groups) + 1}};
+    sets[i] = {begin + i, {draws, Words{{first[i], second[i]}}, factors, begin + i, groups}};
 }
 
 // The sets, one group after another: its rows are then in a cache after the first of them.

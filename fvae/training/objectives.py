@@ -157,7 +157,7 @@ def factor_vae(
     tc, disc_loss, accuracy = two_players(discriminator, z, z_perm, backend, branches)
     terms = _elbo(model, x, z, kl_dims, target, backend)
     tc, disc_loss = joined(branches, tc, disc_loss)
-    b = 1.0 if kl_start == 1 or not kl_steps else _towards_1(kl_start, rng.step / kl_steps)
+    b = 1.0 if kl_start == 1 else kl_start + weight_at(1 - kl_start, kl_steps)(rng.step)
     loss = _plus(_plus(terms["recon"], terms["kl"], b), tc, weight) + disc_loss
     return {"loss": loss, **terms, "tc": tc, "disc_loss": disc_loss, "disc_accuracy": accuracy}
 
@@ -200,11 +200,6 @@ def _plus(loss: Tensor, term: Tensor, weight: Tensor | float) -> Tensor:
     if abs(weight) > torch.finfo(term.dtype).max:  # which PyTorch refuses to round
         weight = math.copysign(math.inf, weight)
     return torch.add(loss, term, alpha=weight)
-
-
-def _towards_1(start: float, done: Tensor) -> Tensor:
-    """From start at 0 linearly to 1 at 1."""
-    return start + (1 - start) * done.clamp(max=1.0)
 
 
 def drawn(config: TrainConfig) -> int:
